@@ -1,0 +1,111 @@
+// The seam under every machine: an engine makes VMs, a VM has memory slots, interrupt lines and vCPUs, a vCPU
+// runs until an Exit. Engines: kvm (hypervisor/kvm), soft (hypervisor/soft), fake (tests/support).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "hypervisor/cpu_state.h"
+#include "hypervisor/exit.h"
+#include "hypervisor/irq_line.h"
+#include "memory/address_space.h"
+#include "memory/gpa.h"
+
+namespace wisp {
+
+// A message-signalled interrupt as the guest's PCI function or I/O APIC entry would send it.
+struct MsiMessage {
+  std::uint64_t address = 0;
+  std::uint32_t data = 0;
+};
+
+class Vcpu {
+ public:
+  virtual ~Vcpu() = default;
+  // APIC id and index.
+  [[nodiscard]] virtual std::uint32_t id() const = 0;
+
+  // Enters the guest until there is something for the caller to do. Called by one thread only, the same each
+  // time. A kick() that came since the last return makes it return InterruptedExit without running guest
+  // code, after the data of the previous port or MMIO read has been taken in.
+  [[nodiscard]] virtual Exit run() = 0;
+  // Makes run() return soon, now or at its next call; from any thread.
+  virtual void kick() = 0;
+
+  // State, only while no thread is in run(). A pending port or MMIO exit must have been completed (one more
+  // run() with a kick pending).
+  [[nodiscard]] virtual Result<CpuState> save() = 0;
+  [[nodiscard]] virtual Result<void> load(const CpuState& state) = 0;
+  // The registers alone, cheaper.
+  [[nodiscard]] virtual Result<CpuRegs> regs() = 0;
+  [[nodiscard]] virtual Result<void> set_regs(const CpuRegs& regs) = 0;
+  [[nodiscard]] virtual Result<CpuSpecialRegs> special_regs() = 0;
+  [[nodiscard]] virtual Result<void> set_special_regs(const CpuSpecialRegs& sregs) = 0;
+  // Back to the state after power-up (INIT for the registers, reset for the local APIC and MSRs).
+  [[nodiscard]] virtual Result<void> reset() = 0;
+};
+
+struct CpuTopology {
+  std::uint32_t sockets = 1;
+  std::uint32_t dies = 1;
+  std::uint32_t clusters = 1;
+  std::uint32_t cores = 1;
+  std::uint32_t threads = 1;
+};
+
+struct VmOptions {
+  std::uint32_t max_vcpus = 1;
+  CpuTopology topology;
+};
+
+class Vm {
+ public:
+  virtual ~Vm() = default;
+
+  // Vcpus are made in order of their ids, 0 first, and must not outlive the VM. The first is the boot
+  // processor and starts runnable; the others wait for INIT and SIPI.
+  [[nodiscard]] virtual Result<std::unique_ptr<Vcpu>> create_vcpu(std::uint32_t id) = 0;
+
+  // What follows RAM, ROM and doorbells of the machine's memory space / port space into the engine.
+  [[nodiscard]] virtual AddressSpaceListener& memory_listener() = 0;
+  [[nodiscard]] virtual AddressSpaceListener& port_listener() = 0;
+
+  // GSI 0-23 are the pins of the I/O APIC at 0xfec00000 (0-15 also of the PIC). Lines must not outlive the
+  // VM.
+  [[nodiscard]] virtual Result<std::unique_ptr<IrqLine>> irq_line(std::uint32_t gsi) = 0;
+  // A line that sends a message; set_level does nothing.
+  [[nodiscard]] virtual Result<std::unique_ptr<IrqLine>> msi_line(const MsiMessage& message) = 0;
+
+  // Dirty log over all RAM of the VM, by guest writes: starts, stops, and gives the pages written since the
+  // last call for the slot that starts at `gpa`, one bit per 4 KiB page.
+  [[nodiscard]] virtual Result<void> set_dirty_log(bool on) = 0;
+  [[nodiscard]] virtual Result<std::vector<std::uint64_t>> take_dirty_log(Gpa gpa) = 0;
+
+  // State of the interrupt controllers and timers outside the vCPUs (PIC, I/O APIC, PIT, clock), as a
+  // versioned record that the same engine reads again.
+  [[nodiscard]] virtual Result<std::vector<std::uint8_t>> save_platform() = 0;
+  [[nodiscard]] virtual Result<void> load_platform(std::span<const std::uint8_t> record) = 0;
+};
+
+// What a host has to say about an engine.
+struct EngineReport {
+  bool usable = false;
+  std::string summary;  // one line: what was found
+  std::string advice;   // where not usable: what to do about it
+};
+
+class Hypervisor {
+ public:
+  virtual ~Hypervisor() = default;
+  // "kvm", "soft", ...
+  [[nodiscard]] virtual std::string name() const = 0;
+  [[nodiscard]] virtual std::uint32_t max_vcpus() const = 0;
+  [[nodiscard]] virtual Result<std::unique_ptr<Vm>> create_vm(const VmOptions& options) = 0;
+};
+
+}  // namespace wisp

@@ -1,0 +1,63 @@
+// Host memory that becomes guest RAM.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "base/error.h"
+#include "base/unique_fd.h"
+
+namespace wisp {
+
+enum class RamSource : std::uint8_t {
+  kAnonymous,  // private anonymous memory: the lightest; kernel images can be mapped into it
+  kMemfd,      // shared memory that other processes (vhost-user) can map
+  kFile,       // a file or a directory on tmpfs or hugetlbfs
+};
+
+struct RamOptions {
+  std::uint64_t size = 0;  // bytes, a multiple of the page size in use
+  RamSource source = RamSource::kAnonymous;
+  std::string path;       // kFile: a file (created where missing, never shrunk) or a directory
+  bool share = false;     // writes reach the file / other mappings
+  bool prealloc = false;  // touch every page now, fail where the host has not enough
+  std::optional<std::uint64_t> huge_page_size;  // bytes (2 MiB, 1 GiB): hugetlb for kAnonymous and kMemfd
+  bool dump = true;                             // false: left out of core dumps (MADV_DONTDUMP)
+  bool merge = false;                           // MADV_MERGEABLE
+};
+
+// One mapping with one owner.
+class RamBlock final {
+ public:
+  [[nodiscard]] static Result<std::unique_ptr<RamBlock>> create(const RamOptions& options);
+  RamBlock(const RamBlock&) = delete;
+  RamBlock& operator=(const RamBlock&) = delete;
+  ~RamBlock();
+
+  [[nodiscard]] std::uint8_t* host() const { return host_; }
+  [[nodiscard]] std::uint64_t size() const { return size_; }
+  // -1 for anonymous memory.
+  [[nodiscard]] int fd() const { return fd_.get(); }
+  [[nodiscard]] bool shared() const { return shared_; }
+  [[nodiscard]] std::uint64_t page_size() const { return page_size_; }
+
+  // Puts `size` bytes at `file_offset` of `fd` at `offset` of the block: by mapping whole pages copy-on-write
+  // where source, destination and memory kind allow, else by reading in place. Both give the same bytes; a
+  // short file is an error. The file must not be truncated while the machine runs.
+  [[nodiscard]] Result<void> load_file(std::uint64_t offset, int fd, std::uint64_t file_offset,
+                                       std::uint64_t size);
+  // Gives pages back to the host; they read as zero afterwards. Rounded inwards to whole pages.
+  [[nodiscard]] Result<void> discard(std::uint64_t offset, std::uint64_t size);
+
+ private:
+  RamBlock(std::uint8_t* host, std::uint64_t size, UniqueFd fd, bool shared, std::uint64_t page_size);
+  std::uint8_t* const host_;
+  const std::uint64_t size_;
+  const UniqueFd fd_;
+  const bool shared_;
+  const std::uint64_t page_size_;
+};
+
+}  // namespace wisp

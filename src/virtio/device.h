@@ -1,0 +1,94 @@
+// What a virtio device is to its transport, and a transport to its device (virtio 1.2, section 2).
+//
+// Locking: every function of a VirtioDevice is called with strand().mutex() held, by the transport (vCPU
+// threads), by the event loop's callbacks that the device registered through its strand, or by control.
+// Devices therefore take no lock of their own, and must not call back into code that waits for another
+// thread.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "base/error.h"
+#include "base/event_loop.h"
+#include "base/state.h"
+#include "memory/guest_memory.h"
+#include "virtio/queue.h"
+
+namespace wisp {
+
+// How a device reaches its driver; implemented by transports. Thread-safe.
+class VirtioInterrupts {
+ public:
+  virtual ~VirtioInterrupts() = default;
+  // Buffers of this queue were used. The device asks Queue::take_interrupt_wish() first.
+  virtual void queue_used(std::uint16_t queue) = 0;
+  // The configuration space changed (2.3).
+  virtual void config_changed() = 0;
+  // The device met something it cannot go on from: sets DEVICE_NEEDS_RESET and tells the driver (2.1.2).
+  virtual void needs_reset() = 0;
+  // An eventfd whose signal acts as queue_used(queue): for vhost. Borrowed.
+  [[nodiscard]] virtual Result<int> call_fd(std::uint16_t queue) = 0;
+};
+
+// What a device gets when the driver sets DRIVER_OK. Queues the driver left unset are empty.
+struct VirtioActivation {
+  std::uint64_t features = 0;  // negotiated
+  std::vector<std::optional<Queue>> queues;
+  VirtioInterrupts* interrupts = nullptr;  // valid until reset() returns
+  std::vector<int> kick_fds;  // one eventfd per queue, signalled by the driver's notification; borrowed
+};
+
+class VirtioDevice {
+ public:
+  VirtioDevice(EventLoop& loop, const GuestMemory& memory) : memory_(memory), strand_(loop) {}
+  VirtioDevice(const VirtioDevice&) = delete;
+  VirtioDevice& operator=(const VirtioDevice&) = delete;
+  virtual ~VirtioDevice() = default;
+
+  [[nodiscard]] Strand& strand() { return strand_; }
+
+  // Fixed at birth.
+  [[nodiscard]] virtual std::string_view name() const = 0;    // "virtio-blk"
+  [[nodiscard]] virtual std::uint32_t device_id() const = 0;  // virtio 1.2 section 5
+  [[nodiscard]] virtual std::uint64_t features()
+      const = 0;  // device-specific bits; the transport adds the ring's
+  [[nodiscard]] virtual std::span<const std::uint16_t> queue_sizes() const = 0;  // maximum of each queue
+
+  // Device configuration space (2.5). `offset + data.size()` may lie beyond its end: bytes there read as zero
+  // and writes there are dropped. Any width.
+  virtual void read_config(std::uint64_t offset, std::span<std::uint8_t> data) = 0;
+  virtual void write_config(std::uint64_t offset, std::span<const std::uint8_t> data) = 0;
+
+  // DRIVER_OK. On an error the transport sets DEVICE_NEEDS_RESET and logs it.
+  [[nodiscard]] virtual Result<void> activate(VirtioActivation activation) = 0;
+  // The driver notified this queue. Work per call is bounded: a device that has more to do signals its
+  // kick_fd.
+  virtual void notify(std::uint16_t queue) = 0;
+  // Back to the state before activate(): on return nothing of the device touches guest memory or interrupts
+  // any more; requests in flight were completed, cancelled or drained.
+  virtual void reset() = 0;
+  // Whether something outside (the kernel's vhost) reads kick_fds, so that the transport must not.
+  [[nodiscard]] virtual bool kicks_handled_elsewhere() const { return false; }
+
+  // The device's own state (not rings or transport registers, which the transport saves). With nothing in
+  // flight.
+  [[nodiscard]] virtual StateRecord save() const = 0;
+  [[nodiscard]] virtual Result<void> load(const StateRecord& record) = 0;
+
+ protected:
+  [[nodiscard]] const GuestMemory& memory() const { return memory_; }
+
+ private:
+  const GuestMemory& memory_;
+  Strand strand_;
+};
+
+// Answers a read of a packed configuration struct at any offset and width.
+void read_config_bytes(std::span<const std::uint8_t> config, std::uint64_t offset,
+                       std::span<std::uint8_t> data);
+
+}  // namespace wisp
