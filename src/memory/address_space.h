@@ -33,7 +33,7 @@ enum class RegionKind : std::uint8_t {
 struct IoEvent {
   std::uint64_t offset = 0;
   std::uint32_t size = 0;
-  std::optional<std::uint64_t> value;
+  std::optional<std::uint64_t> value{};
   int fd = -1;
   bool operator==(const IoEvent&) const = default;
 };
@@ -62,7 +62,7 @@ class MemoryRegion final {
   MemoryRegion(std::string name, RegionKind kind, std::uint64_t size);
 
   struct Child {
-    MemoryRegionPtr region;
+    MemoryRegionPtr region{};
     std::uint64_t offset = 0;
     int priority = 0;
   };
@@ -81,12 +81,12 @@ class MemoryRegion final {
 struct FlatRange {
   Gpa start = 0;
   std::uint64_t size = 0;
-  RegionKind kind = RegionKind::kIo;   // kRam, kRom or kIo
-  std::uint8_t* host = nullptr;        // kRam, kRom: the host byte behind `start`
-  std::shared_ptr<IoHandler> handler;  // kIo
-  std::uint64_t region_offset = 0;     // what `start` is in the region
-  std::vector<IoEvent> events;         // kIo: those inside the range; offsets are from `start`
-  std::string name;                    // of the region, for messages
+  RegionKind kind = RegionKind::kIo;     // kRam, kRom or kIo
+  std::uint8_t* host = nullptr;          // kRam, kRom: the host byte behind `start`
+  std::shared_ptr<IoHandler> handler{};  // kIo
+  std::uint64_t region_offset = 0;       // what `start` is in the region
+  std::vector<IoEvent> events{};         // kIo: those inside the range; offsets are from `start`
+  std::string name{};                    // of the region, for messages
   bool operator==(const FlatRange&) const = default;
 };
 
@@ -121,8 +121,8 @@ class AddressSpace final {
   ~AddressSpace();
 
   struct Change {
-    MemoryRegionPtr region;
-    MemoryRegionPtr parent;  // null: the root
+    MemoryRegionPtr region{};
+    MemoryRegionPtr parent{};  // null: the root
     std::uint64_t offset = 0;
     int priority = 0;  // higher wins; of equals the one added later wins
     bool add = true;

@@ -29,7 +29,9 @@ class GuestSlice final {
   [[nodiscard]] bool empty() const { return size_ == 0; }
   [[nodiscard]] Gpa gpa() const { return gpa_; }
 
-  // Copies min(out.size(), size() - offset) bytes; returns how many.
+  // Copies min(out.size(), size() - offset) bytes, each guest byte once; returns how many. An aligned number
+  // of 2, 4 or 8 bytes is copied whole, never torn. write() does not mark pages dirty:
+  // GuestMemory::mark_dirty does.
   std::size_t read(std::size_t offset, std::span<std::uint8_t> out) const;
   std::size_t write(std::size_t offset, std::span<const std::uint8_t> in) const;
 
@@ -62,11 +64,11 @@ class DirtyBitmap final {
 // One piece of RAM at one guest address. The host mapping belongs to a RamBlock (ram.h) that outlives this.
 struct GuestMemoryBlock {
   Gpa gpa = 0;
-  std::uint64_t size = 0;              // bytes, a multiple of the page size
-  std::uint8_t* host = nullptr;        // start of the mapping
-  int fd = -1;                         // memfd or file behind it (borrowed), -1 where anonymous
-  std::uint64_t fd_offset = 0;         // where in that file the block starts
-  std::shared_ptr<DirtyBitmap> dirty;  // null where writes by devices are not tracked
+  std::uint64_t size = 0;                // bytes, a multiple of the page size
+  std::uint8_t* host = nullptr;          // start of the mapping
+  int fd = -1;                           // memfd or file behind it (borrowed), -1 where anonymous
+  std::uint64_t fd_offset = 0;           // where in that file the block starts
+  std::shared_ptr<DirtyBitmap> dirty{};  // null where writes by devices are not tracked
 };
 
 // All guest RAM of one machine. Look-up is lock-free; blocks are added by one control thread and never go
@@ -83,7 +85,7 @@ class GuestMemory final {
   // Sorted by address. The span is valid as long as this object.
   [[nodiscard]] std::span<const GuestMemoryBlock> blocks() const;
 
-  // The window [gpa, gpa + size), where all of it lies in one block; size 0 gives an empty result.
+  // The window [gpa, gpa + size), where all of it lies in one block; nothing for size 0.
   [[nodiscard]] std::optional<GuestSlice> slice(Gpa gpa, std::uint64_t size) const;
   // Whole-buffer copies; false, with nothing or a part copied, where any byte is not RAM. May cross blocks
   // that touch.

@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "base/unique_fd.h"
@@ -20,12 +21,12 @@ enum class RamSource : std::uint8_t {
 struct RamOptions {
   std::uint64_t size = 0;  // bytes, a multiple of the page size in use
   RamSource source = RamSource::kAnonymous;
-  std::string path;       // kFile: a file (created where missing, never shrunk) or a directory
-  bool share = false;     // writes reach the file / other mappings
+  std::string path{};     // kFile: a file (created where missing, never shrunk) or a directory
+  bool share = false;     // writes reach the file and children after fork(2); always so for kMemfd
   bool prealloc = false;  // touch every page now, fail where the host has not enough
-  std::optional<std::uint64_t> huge_page_size;  // bytes (2 MiB, 1 GiB): hugetlb for kAnonymous and kMemfd
-  bool dump = true;                             // false: left out of core dumps (MADV_DONTDUMP)
-  bool merge = false;                           // MADV_MERGEABLE
+  std::optional<std::uint64_t> huge_page_size{};  // bytes (2 MiB, 1 GiB): hugetlb for kAnonymous and kMemfd
+  bool dump = true;                               // false: left out of core dumps (MADV_DONTDUMP)
+  bool merge = false;                             // MADV_MERGEABLE
 };
 
 // One mapping with one owner.
@@ -48,16 +49,29 @@ class RamBlock final {
   // short file is an error. The file must not be truncated while the machine runs.
   [[nodiscard]] Result<void> load_file(std::uint64_t offset, int fd, std::uint64_t file_offset,
                                        std::uint64_t size);
-  // Gives pages back to the host; they read as zero afterwards. Rounded inwards to whole pages.
+  // Gives pages back to the host; they read as zero afterwards. Rounded inwards to whole pages. Thread-safe,
+  // but not together with load_file().
   [[nodiscard]] Result<void> discard(std::uint64_t offset, std::uint64_t size);
 
  private:
-  RamBlock(std::uint8_t* host, std::uint64_t size, UniqueFd fd, bool shared, std::uint64_t page_size);
+  struct Range {
+    std::uint64_t offset = 0;
+    std::uint64_t size = 0;
+  };
+  RamBlock(std::uint8_t* host, UniqueFd fd, const RamOptions& options, bool shared, std::uint64_t page_size);
+  [[nodiscard]] Result<void> advise(std::uint64_t offset, std::uint64_t size);
+  [[nodiscard]] Result<void> replace_with_zero_pages(std::uint64_t offset, std::uint64_t size);
+  [[nodiscard]] bool shows_file_pages(std::uint64_t offset, std::uint64_t size) const;
+
   std::uint8_t* const host_;
   const std::uint64_t size_;
   const UniqueFd fd_;
   const bool shared_;
   const std::uint64_t page_size_;
+  const bool dump_;
+  const bool merge_;
+  // Where load_file() mapped a file copy-on-write.
+  std::vector<Range> file_ranges_;
 };
 
 }  // namespace wisp
