@@ -1,0 +1,136 @@
+// The lists themselves. Each call stands here for a reason that a reader can check; a call that no thread of
+// the kind makes any more is to be taken out.
+#include <linux/kvm.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+
+#include <array>
+
+#include "sandbox/seccomp.h"
+
+namespace wisp {
+namespace {
+
+constexpr std::uint64_t kLow32 = 0xffffffff;
+
+// KVM requests are told apart by number and direction alone: their struct sizes differ between headers.
+constexpr std::uint64_t kIoctlNumberMask = 0xffff;
+constexpr std::uint64_t kvm(std::uint64_t request) {
+  return request & kIoctlNumberMask;
+}
+
+// Entering the guest, its state (pause, reset, snapshot), interrupts that a device raises on this thread.
+constexpr std::array kVcpuIoctls = {
+    kvm(KVM_RUN),       kvm(KVM_IRQ_LINE),  kvm(KVM_GET_REGS),   kvm(KVM_SET_REGS),
+    kvm(KVM_GET_SREGS), kvm(KVM_SET_SREGS), kvm(KVM_SIGNAL_MSI),
+};
+
+constexpr std::array<std::uint64_t, 3> kMmapProtection = {PROT_NONE, PROT_READ, PROT_READ | PROT_WRITE};
+constexpr std::array<std::uint64_t, 1> kUnixSockets = {AF_UNIX};
+constexpr std::array<std::uint64_t, 1> kSetName = {PR_SET_NAME};
+
+// Allocator, locks, signals, time and leaving: every thread.
+#define WISP_COMMON_RULES                                                                                   \
+  {.number = SYS_futex}, {.number = SYS_brk}, {.number = SYS_munmap}, {.number = SYS_madvise},              \
+      {.number = SYS_mremap},                                                                               \
+      {.number = SYS_mmap, .argument = 2, .mask = kLow32, .values = kMmapProtection},                       \
+      {.number = SYS_mprotect, .argument = 2, .mask = kLow32, .values = kMmapProtection},                   \
+      {.number = SYS_rt_sigprocmask}, {.number = SYS_rt_sigreturn}, {.number = SYS_sigaltstack},            \
+      {.number = SYS_restart_syscall}, {.number = SYS_sched_yield}, {.number = SYS_clock_gettime},          \
+      {.number = SYS_gettimeofday}, {.number = SYS_clock_nanosleep}, {.number = SYS_exit},                  \
+      {.number = SYS_exit_group}, {.number = SYS_read}, {.number = SYS_write}, {.number = SYS_close},       \
+      {.number = SYS_getpid}, {.number = SYS_gettid}, {.number = SYS_tgkill}, {.number = SYS_rt_sigaction}, \
+      {.number = SYS_set_robust_list}, {.number = SYS_rseq},                                                \
+      {.number = SYS_prctl, .argument = 0, .mask = kLow32, .values = kSetName}, {                           \
+    .number = SYS_getrandom                                                                                 \
+  }
+
+// Moving data for devices: files, sockets, terminals, taps.
+#define WISP_DATA_RULES                                                                                   \
+  {.number = SYS_readv}, {.number = SYS_writev}, {.number = SYS_pread64}, {.number = SYS_pwrite64},       \
+      {.number = SYS_preadv}, {.number = SYS_pwritev}, {.number = SYS_preadv2}, {.number = SYS_pwritev2}, \
+      {.number = SYS_fsync}, {.number = SYS_fdatasync}, {.number = SYS_fallocate},                        \
+      {.number = SYS_io_uring_enter}, {.number = SYS_recvmsg}, {.number = SYS_recvfrom},                  \
+      {.number = SYS_sendmsg}, {.number = SYS_sendto}, {.number = SYS_shutdown}, {.number = SYS_accept4}, \
+      {.number = SYS_connect},                                                                            \
+      {.number = SYS_socket, .argument = 0, .mask = kLow32, .values = kUnixSockets},                      \
+      {.number = SYS_epoll_wait}, {.number = SYS_epoll_pwait}, {.number = SYS_epoll_ctl},                 \
+      {.number = SYS_timerfd_settime}, {.number = SYS_timerfd_create}, {.number = SYS_eventfd2},          \
+      {.number = SYS_fcntl}, {.number = SYS_lseek}, {                                                     \
+    .number = SYS_poll                                                                                    \
+  }
+
+constexpr auto kMainRules = std::to_array<SyscallRule>({
+    WISP_COMMON_RULES,
+    WISP_DATA_RULES,
+    // Hotplug and reset: opening back ends, changing KVM's slots, doorbells and routes, setting taps and
+    // disks up.
+    {.number = SYS_openat},
+    {.number = SYS_newfstatat},
+    {.number = SYS_fstat},
+    {.number = SYS_statx},
+    {.number = SYS_ioctl},
+    {.number = SYS_io_uring_setup},
+    {.number = SYS_io_uring_register},
+    {.number = SYS_bind},
+    {.number = SYS_listen},
+    {.number = SYS_getsockname},
+    {.number = SYS_getsockopt},
+    {.number = SYS_setsockopt},
+    {.number = SYS_ftruncate},
+    {.number = SYS_getrusage},
+    // Threads of hot-added back ends.
+    {.number = SYS_clone3},
+    {.number = SYS_clone},
+    {.number = SYS_sched_getaffinity},
+    // Leaving: socket and pid files, helper processes.
+    {.number = SYS_unlink},
+    {.number = SYS_unlinkat},
+    {.number = SYS_wait4},
+    {.number = SYS_waitid},
+    {.number = SYS_kill},
+    {.number = SYS_pidfd_send_signal},
+});
+
+constexpr auto kVcpuRules = std::to_array<SyscallRule>({
+    WISP_COMMON_RULES,
+    WISP_DATA_RULES,
+    {.number = SYS_ioctl, .argument = 1, .mask = kIoctlNumberMask, .values = kVcpuIoctls},
+});
+
+constexpr auto kIoRules = std::to_array<SyscallRule>({
+    WISP_COMMON_RULES,
+    WISP_DATA_RULES,
+    {.number = SYS_ioctl},
+    {.number = SYS_clone3},
+});
+
+constexpr auto kWorkerRules = std::to_array<SyscallRule>({
+    WISP_COMMON_RULES,
+    WISP_DATA_RULES,
+    {.number = SYS_ioctl},
+});
+
+#undef WISP_COMMON_RULES
+#undef WISP_DATA_RULES
+
+}  // namespace
+
+std::span<const SyscallRule> seccomp_rules(ThreadKind kind) {
+  switch (kind) {
+    case ThreadKind::kMain:
+      return kMainRules;
+    case ThreadKind::kVcpu:
+      return kVcpuRules;
+    case ThreadKind::kIo:
+      return kIoRules;
+    case ThreadKind::kWorker:
+      return kWorkerRules;
+  }
+  return {};
+}
+
+}  // namespace wisp
