@@ -1,0 +1,35 @@
+// A thread that runs an event loop for the devices that name it.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "base/error.h"
+#include "base/event_loop.h"
+
+namespace wisp {
+
+class IoThread final {
+ public:
+  // `on_start` runs on the new thread before anything else (names, system-call filters); its error is given
+  // back.
+  [[nodiscard]] static Result<std::unique_ptr<IoThread>> start(std::string id,
+                                                               const std::function<Result<void>()>& on_start);
+  IoThread(const IoThread&) = delete;
+  IoThread& operator=(const IoThread&) = delete;
+  // Stops the loop and joins.
+  ~IoThread();
+
+  [[nodiscard]] const std::string& id() const { return id_; }
+  [[nodiscard]] EventLoop& loop() { return *loop_; }
+
+ private:
+  IoThread(std::string id, std::unique_ptr<EventLoop> loop) : id_(std::move(id)), loop_(std::move(loop)) {}
+  const std::string id_;
+  const std::unique_ptr<EventLoop> loop_;
+  std::thread thread_;
+};
+
+}  // namespace wisp

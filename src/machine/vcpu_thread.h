@@ -1,0 +1,82 @@
+// The host thread of one vCPU: enters the guest, hands port and MMIO exits to the address spaces, and parks
+// on request.
+#pragma once
+
+#include <sys/types.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include "base/error.h"
+#include "hypervisor/hypervisor.h"
+#include "memory/address_space.h"
+
+namespace wisp {
+
+// Called on vCPU threads: implementations only take note and tell the control thread.
+class VcpuEvents {
+ public:
+  virtual ~VcpuEvents() = default;
+  // Once, before the thread first enters the guest (names, priorities, system-call filters). An error ends
+  // the thread.
+  [[nodiscard]] virtual Result<void> vcpu_thread_started(std::uint32_t id) = 0;
+  // The processor shut down (triple fault) or asked for a reset.
+  virtual void vcpu_reset_request(std::uint32_t id) = 0;
+  // The engine cannot go on with this vCPU, which stays parked until the machine is reset.
+  virtual void vcpu_failed(std::uint32_t id, const std::string& message) = 0;
+};
+
+class VcpuThread final {
+ public:
+  VcpuThread(std::unique_ptr<Vcpu> vcpu, AddressSpace& memory, AddressSpace& ports, VcpuEvents& events);
+  VcpuThread(const VcpuThread&) = delete;
+  VcpuThread& operator=(const VcpuThread&) = delete;
+  // Parks and joins.
+  ~VcpuThread();
+
+  // Starts the thread, parked; returns when it is parked or could not start.
+  [[nodiscard]] Result<void> start();
+
+  // Parking in two steps, so that many vCPUs park at the same time. From one control thread.
+  void request_park();
+  void wait_parked();
+  void resume();
+
+  // The vCPU, for its state: only while parked.
+  [[nodiscard]] Vcpu& vcpu() { return *vcpu_; }
+  [[nodiscard]] pid_t thread_id() const { return thread_id_; }
+
+ private:
+  enum class Wish : std::uint8_t { kPark, kRun, kEnd };
+
+  void main();
+  // Handles one exit; true where the vCPU must enter once more before its state is whole.
+  bool handle(const Exit& exit);
+  void complete_pending_io();
+  // Waits for a wish other than kPark; false for kEnd.
+  bool park();
+  void set_wish(Wish wish);
+
+  std::unique_ptr<Vcpu> vcpu_;
+  AddressSpace::Reader memory_;
+  AddressSpace::Reader ports_;
+  VcpuEvents& events_;
+  std::atomic<Wish> wish_ = Wish::kPark;
+  bool halted_by_failure_ = false;  // the thread's own
+  bool io_pending_ = false;         // the thread's own
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool parked_ = false;  // guarded by mutex_
+  Result<void> start_result_;
+  pid_t thread_id_ = 0;
+  std::thread thread_;
+};
+
+}  // namespace wisp
