@@ -1,83 +1,18 @@
 #include "memory/guest_memory.h"
 
 #include <algorithm>
-#include <bit>
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "memory/guest_copy.h"
 
 namespace wisp {
-namespace {
-
-template <typename T>
-bool copy_number_in(void* out, const std::uint8_t* guest) {
-  if (!is_aligned(reinterpret_cast<std::uintptr_t>(guest), sizeof(T))) {
-    return false;
-  }
-  const T value = __atomic_load_n(static_cast<const T*>(static_cast<const void*>(guest)), __ATOMIC_RELAXED);
-  std::memcpy(out, &value, sizeof value);
-  return true;
-}
-
-template <typename T>
-bool copy_number_out(std::uint8_t* guest, const void* in) {
-  if (!is_aligned(reinterpret_cast<std::uintptr_t>(guest), sizeof(T))) {
-    return false;
-  }
-  T value{};
-  std::memcpy(&value, in, sizeof value);
-  __atomic_store_n(static_cast<T*>(static_cast<void*>(guest)), value, __ATOMIC_RELAXED);
-  return true;
-}
-
-void copy_in(std::uint8_t* out, const std::uint8_t* guest, std::size_t size) {
-  bool done = false;
-  switch (size) {
-    case 2:
-      done = copy_number_in<std::uint16_t>(out, guest);
-      break;
-    case 4:
-      done = copy_number_in<std::uint32_t>(out, guest);
-      break;
-    case 8:
-      done = copy_number_in<std::uint64_t>(out, guest);
-      break;
-    default:
-      break;
-  }
-  if (!done) {
-    std::memcpy(out, guest, size);
-  }
-}
-
-void copy_out(std::uint8_t* guest, const std::uint8_t* in, std::size_t size) {
-  bool done = false;
-  switch (size) {
-    case 2:
-      done = copy_number_out<std::uint16_t>(guest, in);
-      break;
-    case 4:
-      done = copy_number_out<std::uint32_t>(guest, in);
-      break;
-    case 8:
-      done = copy_number_out<std::uint64_t>(guest, in);
-      break;
-    default:
-      break;
-  }
-  if (!done) {
-    std::memcpy(guest, in, size);
-  }
-}
-
-}  // namespace
-
 std::size_t GuestSlice::read(std::size_t offset, std::span<std::uint8_t> out) const {
   if (offset >= size_ || out.empty()) {
     return 0;
   }
   const std::size_t count = std::min(out.size(), size_ - offset);
-  copy_in(out.data(), data_ + offset, count);
+  copy_from_guest(out.data(), data_ + offset, count);
   return count;
 }
 
@@ -86,7 +21,7 @@ std::size_t GuestSlice::write(std::size_t offset, std::span<const std::uint8_t> 
     return 0;
   }
   const std::size_t count = std::min(in.size(), size_ - offset);
-  copy_out(data_ + offset, in.data(), count);
+  copy_to_guest(data_ + offset, in.data(), count);
   return count;
 }
 
@@ -185,7 +120,7 @@ bool GuestMemory::read(Gpa gpa, std::span<std::uint8_t> out) const {
     }
     const std::uint64_t offset = gpa - block->gpa;
     const std::size_t count = std::min<std::uint64_t>(out.size(), block->size - offset);
-    copy_in(out.data(), block->host + offset, count);
+    copy_from_guest(out.data(), block->host + offset, count);
     out = out.subspan(count);
     if (!out.empty() && count > UINT64_MAX - gpa) {
       return false;
@@ -203,7 +138,7 @@ bool GuestMemory::write(Gpa gpa, std::span<const std::uint8_t> in) const {
     }
     const std::uint64_t offset = gpa - block->gpa;
     const std::size_t count = std::min<std::uint64_t>(in.size(), block->size - offset);
-    copy_out(block->host + offset, in.data(), count);
+    copy_to_guest(block->host + offset, in.data(), count);
     if (block->dirty != nullptr) {
       block->dirty->mark(offset, count);
     }
