@@ -90,7 +90,7 @@ struct AddressSpace::Impl {
         return slot->held.load(std::memory_order_seq_cst) == candidate.get();
       });
     };
-    const auto unheld = std::stable_partition(retired.begin(), retired.end(), held);
+    const auto unheld = std::partition(retired.begin(), retired.end(), held);
     std::vector<std::unique_ptr<const FlatView>> taken(std::make_move_iterator(unheld),
                                                        std::make_move_iterator(retired.end()));
     retired.erase(unheld, retired.end());

@@ -237,7 +237,7 @@ TEST(GuestMemory, ABlockAtTheTopDoesNotWrapToOneAtTheBottom) {
   EXPECT_EQ(bottom[0], 0);
 }
 
-TEST(GuestMemory, OverlappingBlocksAreABrokenInvariant) {
+TEST(GuestMemoryDeathTest, OverlappingBlocksAreABrokenInvariant) {
   std::array<std::uint8_t, 2 * kPageSize> pages{};
   GuestMemory memory;
   EXPECT_DEATH(memory.set_blocks({{.gpa = 0, .size = 2 * kPageSize, .host = pages.data()},
