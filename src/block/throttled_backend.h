@@ -1,0 +1,56 @@
+// Limits on the requests and bytes per second of another back end.
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "base/clock.h"
+#include "block/block_backend.h"
+#include "block/fifo.h"
+#include "block/rate_limiter.h"
+
+namespace wisp {
+
+// 0 means no limit, and for a burst a tenth of a second's worth.
+struct BlockLimits {
+  std::uint64_t iops = 0;        // requests a second, of every kind
+  std::uint64_t iops_burst = 0;  // requests that may come at once after idle time
+  std::uint64_t bps = 0;         // bytes a second, read, written or zeroed
+  std::uint64_t bps_burst = 0;
+  [[nodiscard]] bool any() const { return iops != 0 || bps != 0; }
+};
+
+// Requests over the limit wait in the order in which they came, for one timer. drain(kComplete) lets them
+// through at once; what they took is paid back before the next ones.
+class ThrottledBackend final : public BlockBackend {
+ public:
+  ThrottledBackend(std::unique_ptr<BlockBackend> inner, const BlockLimits& limits, const Clock& clock);
+
+  [[nodiscard]] const BlockGeometry& geometry() const override { return inner_->geometry(); }
+  [[nodiscard]] const BlockIdentity& identity() const override { return inner_->identity(); }
+  [[nodiscard]] Result<void> attach(Strand& strand, BlockClient& client) override;
+  void detach() override;
+  [[nodiscard]] bool attached() const override { return inner_->attached(); }
+  void submit(BlockRequest& request) override;
+  void kick() override;
+  void drain(DrainMode mode) override;
+  [[nodiscard]] std::uint32_t in_flight() const override { return waiting_count_ + inner_->in_flight(); }
+  [[nodiscard]] Result<std::uint64_t> refresh_size() override { return inner_->refresh_size(); }
+
+ private:
+  // Hands on what the limits let through now; all of it where `unlimited`.
+  void release(bool unlimited);
+  void take(const BlockRequest& request, std::uint64_t now_ns);
+
+  const std::unique_ptr<BlockBackend> inner_;
+  const Clock& clock_;
+  std::optional<RateLimiter> iops_;
+  std::optional<RateLimiter> bps_;
+  Fifo<BlockRequest> waiting_;
+  std::uint32_t waiting_count_ = 0;
+  bool timer_armed_ = false;
+  BlockClient* client_ = nullptr;
+  std::optional<Timer> timer_;
+};
+
+}  // namespace wisp
