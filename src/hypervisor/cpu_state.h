@@ -94,6 +94,15 @@ struct LapicState {
   std::array<std::uint8_t, 1024> regs{};
 };
 
+// One CPUID answer (SDM volume 2, CPUID). Without `has_subleaf` it answers every sub-leaf.
+struct CpuidEntry {
+  std::uint32_t leaf = 0;
+  std::uint32_t subleaf = 0;
+  bool has_subleaf = false;
+  std::uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
+  bool operator==(const CpuidEntry&) const = default;
+};
+
 struct CpuState {
   CpuRegs regs;
   CpuSpecialRegs sregs;
@@ -104,16 +113,8 @@ struct CpuState {
   LapicState lapic;
   CpuEvents events;
   CpuRunState run_state = CpuRunState::kRunnable;
-  std::uint64_t tsc_khz = 0;
-};
-
-// One CPUID answer (SDM volume 2, CPUID). Without `has_subleaf` it answers every sub-leaf.
-struct CpuidEntry {
-  std::uint32_t leaf = 0;
-  std::uint32_t subleaf = 0;
-  bool has_subleaf = false;
-  std::uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
-  bool operator==(const CpuidEntry&) const = default;
+  std::uint64_t tsc_khz = 0;      // 0: unknown
+  std::vector<CpuidEntry> cpuid;  // what the guest sees; empty: what the engine shows by itself
 };
 
 }  // namespace wisp

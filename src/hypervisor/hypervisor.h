@@ -60,7 +60,9 @@ struct CpuTopology {
 
 struct VmOptions {
   std::uint32_t max_vcpus = 1;
-  CpuTopology topology;
+  CpuTopology topology = {};
+  bool pit = true;   // an i8254 at ports 0x40-0x43 and 0x61, on GSI 0
+  bool pmu = false;  // the guest sees the host's performance counters
 };
 
 class Vm {
