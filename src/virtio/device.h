@@ -4,6 +4,9 @@
 // threads), by the event loop's callbacks that the device registered through its strand, or by control.
 // Devices therefore take no lock of their own, and must not call back into code that waits for another
 // thread.
+//
+// Life: activate() at DRIVER_OK, reset() back. In between, pause() and resume() frame a snapshot. A restored
+// device sees load(), then activate() with queues that stand where they stood, all while paused.
 #pragma once
 
 #include <cstdint>
@@ -66,7 +69,7 @@ class VirtioDevice {
   // DRIVER_OK. On an error the transport sets DEVICE_NEEDS_RESET and logs it.
   [[nodiscard]] virtual Result<void> activate(VirtioActivation activation) = 0;
   // The driver notified this queue. Work per call is bounded: a device that has more to do signals its
-  // kick_fd.
+  // kick_fd. Not called while paused.
   virtual void notify(std::uint16_t queue) = 0;
   // Back to the state before activate(): on return nothing of the device touches guest memory or interrupts
   // any more; requests in flight were completed, cancelled or drained.
@@ -74,17 +77,42 @@ class VirtioDevice {
   // Whether something outside (the kernel's vhost) reads kick_fds, so that the transport must not.
   [[nodiscard]] virtual bool kicks_handled_elsewhere() const { return false; }
 
-  // The device's own state (not rings or transport registers, which the transport saves). With nothing in
-  // flight.
+  // Holds the device still, for a snapshot or for a stopped machine: on return nothing is in flight, and
+  // until resume() the device touches neither guest memory nor interrupts. Idempotent, in any state.
+  void pause() {
+    if (!paused_) {
+      paused_ = true;
+      on_pause();
+    }
+  }
+  // Takes up work again. Notifications that came while paused were not told: every queue is looked at.
+  void resume() {
+    if (paused_) {
+      paused_ = false;
+      on_resume();
+    }
+  }
+  [[nodiscard]] bool paused() const { return paused_; }
+  // The running queue, for saving where it stands; null where it is not active.
+  [[nodiscard]] virtual const Queue* queue(std::uint16_t index) const = 0;
+
+  // The device's own state (not rings or transport registers, which the transport saves). Called while
+  // paused. load() comes before activate(), which must keep what was loaded.
   [[nodiscard]] virtual StateRecord save() const = 0;
   [[nodiscard]] virtual Result<void> load(const StateRecord& record) = 0;
 
  protected:
   [[nodiscard]] const GuestMemory& memory() const { return memory_; }
+  // Finishes or takes back what is in flight: requests under way are waited for, chains kept for later
+  // (receive buffers) are given back with Queue::undo_pop(), newest first; back ends and timers are stilled.
+  virtual void on_pause() = 0;
+  // By default looks at every active queue, as if each had been notified.
+  virtual void on_resume();
 
  private:
   const GuestMemory& memory_;
   Strand strand_;
+  bool paused_ = false;
 };
 
 // Answers a read of a packed configuration struct at any offset and width.

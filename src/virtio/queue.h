@@ -19,6 +19,9 @@
 namespace wisp {
 
 inline constexpr std::uint16_t kMaxQueueSize = 1024;
+// Buffers in one chain, those of an indirect table included; what readv and io_uring take at once (IOV_MAX).
+// Linux builds indirect chains longer than the queue, so the queue's size is no bound for them.
+inline constexpr std::uint32_t kMaxChainLength = 1024;
 
 inline constexpr std::uint64_t kVirtioFeatureIndirectDesc = 1ULL << 28;
 inline constexpr std::uint64_t kVirtioFeatureEventIdx = 1ULL << 29;
@@ -52,15 +55,17 @@ class DescriptorChain final {
 
   // Copies out of the readable part from byte `offset`; returns how many bytes were there.
   std::size_t read(std::size_t offset, std::span<std::uint8_t> out) const;
-  // Copies into the writable part from byte `offset`; returns how many fitted.
+  // Copies into the writable part from byte `offset` and marks that as dirty; returns how many fitted.
   std::size_t write(std::size_t offset, std::span<const std::uint8_t> in) const;
   // Appends the part [offset, offset + size) of the readable or writable buffers to `out`, for readv and
-  // writev. Returns the bytes covered (less than `size` where the chain ends).
+  // writev. Returns the bytes covered (less than `size` where the chain ends). What is written through iovecs
+  // becomes dirty by push(), as far as its `written` says.
   std::size_t readable_iovecs(std::size_t offset, std::size_t size, std::vector<iovec>& out) const;
   std::size_t writable_iovecs(std::size_t offset, std::size_t size, std::vector<iovec>& out) const;
 
  private:
   friend class Queue;
+  const GuestMemory* memory_ = nullptr;
   std::uint16_t head_ = 0;
   std::size_t readable_count_ = 0;
   std::uint32_t readable_size_ = 0;
@@ -76,8 +81,8 @@ enum class PopResult : std::uint8_t {
 
 class Queue final {
  public:
-  // Checks size (a power of two, at most max_size), alignment (16, 2, 4) and that all three rings are RAM.
-  // `features` are the negotiated ones.
+  // Checks size (a power of two, at most max_size and kMaxQueueSize), alignment (16, 2, 4) and that each of
+  // the three rings lies in one block of RAM. `features` are the negotiated ones.
   [[nodiscard]] static Result<Queue> activate(const QueueConfig& config, const GuestMemory& memory,
                                               std::uint64_t features);
   Queue(Queue&&) noexcept = default;
@@ -91,10 +96,11 @@ class Queue final {
   // published.
   [[nodiscard]] PopResult pop(DescriptorChain& chain);
   // Gives the last popped chain back to the available side, as if it had not been popped (only the latest
-  // one).
+  // one; after it, the one popped before it is the latest, unless it was returned).
   void undo_pop(const DescriptorChain& chain);
-  // Returns a chain with `written` bytes in its writable part (marked dirty here). Chains may come back in
-  // any order.
+  // Returns a chain of which the first `written` bytes of the writable part were written (marked dirty here;
+  // at most writable_size()). Chains may come back in any order; returning one that is not in flight is a
+  // broken invariant of the device and aborts.
   void push(const DescriptorChain& chain, std::uint32_t written);
   // The same for a device that kept only the head; marks nothing dirty (do that with
   // GuestMemory::mark_dirty).
@@ -102,8 +108,11 @@ class Queue final {
 
   // Whether the driver wants an interrupt for what was pushed since the last call (2.7.7, 2.7.10).
   [[nodiscard]] bool take_interrupt_wish();
-  // Asks the driver to notify (or not to) when it adds buffers. After enabling, look for buffers once more:
-  // true says that some came in between.
+  // Whether buffers wait to be popped (or the queue is broken, which pop() will tell).
+  [[nodiscard]] bool has_available();
+  // Asks the driver to notify (or not to) when it adds buffers. A device enables before it waits for the next
+  // notification, or none may come (2.7.10). After enabling, look for buffers once more: true says that some
+  // came in between.
   void disable_notifications();
   [[nodiscard]] bool enable_notifications();
 
@@ -116,10 +125,16 @@ class Queue final {
   [[nodiscard]] Result<void> load(StateReader& reader);
   // For vhost: where the kernel takes up, and where it left off.
   [[nodiscard]] std::uint16_t next_available() const { return next_available_; }
+  // Both indices, with nothing in flight: the next to pop and the next to push.
   void set_next_available(std::uint16_t index);
 
  private:
   Queue() = default;
+  struct Descriptor;
+  [[nodiscard]] bool walk(std::uint16_t head, DescriptorChain& chain) const;
+  [[nodiscard]] bool append(const Descriptor& descriptor, DescriptorChain& chain) const;
+  [[nodiscard]] PopResult break_queue();
+  void mark_used_ring(std::uint64_t offset, std::uint64_t size) const;
   const GuestMemory* memory_ = nullptr;
   QueueConfig config_;
   std::uint16_t size_ = 0;
@@ -130,9 +145,10 @@ class Queue final {
   GuestSlice available_;
   GuestSlice used_;
   std::uint16_t next_available_ = 0;
+  std::uint16_t seen_available_ = 0;  // the driver's index when last looked at
   std::uint16_t next_used_ = 0;
-  std::uint16_t signalled_used_ = 0;
-  bool signalled_used_valid_ = false;
+  std::uint32_t unsignalled_ = 0;      // pushes since the last take_interrupt_wish()
+  bool signalled_used_valid_ = false;  // whether the driver's event index can be compared with that
   std::uint32_t in_flight_count_ = 0;
   std::vector<bool> in_flight_;  // by head
 };
