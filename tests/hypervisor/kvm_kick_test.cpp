@@ -1,0 +1,195 @@
+// Kicks are never lost, never late and never go to a thread that has ended.
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <thread>
+
+#include "hypervisor/kvm_guest.h"
+
+namespace wisp {
+namespace {
+
+using KvmKick = KvmTest;
+using Clock = std::chrono::steady_clock;
+
+// Counts at 0x2000 for ever.
+void put_counter(KvmGuest& guest) {
+  guest.put(0x1000, {
+                        0xff, 0x06, 0x00, 0x20,  // inc word [0x2000]
+                        0xeb, 0xfa,              // jmp 0x1000
+                    });
+}
+
+TEST_F(KvmKick, BeforeRunStopsItBeforeAnyGuestCode) {
+  KvmGuest guest;
+  put_counter(guest);
+  guest.start_real(0x1000);
+  for (int i = 0; i < 100; ++i) {
+    guest.vcpu().kick();
+    guest.vcpu().kick();
+    ASSERT_TRUE(std::holds_alternative<InterruptedExit>(guest.vcpu().run()));
+  }
+  EXPECT_EQ(load_le<std::uint16_t>(guest.at(0x2000)), 0);
+  EXPECT_EQ(must(guest.vcpu().regs()).rip, 0x1000U);
+}
+
+TEST_F(KvmKick, TakesInThePendingAccessFirst) {
+  KvmGuest guest;
+  guest.put(0x1000, {
+                        0xe4, 0x11,              // in al, 0x11
+                        0xff, 0x06, 0x00, 0x20,  // inc word [0x2000]
+                        0xf4,                    // hlt
+                    });
+  guest.start_real(0x1000);
+  const Exit exit = guest.run();
+  const auto* read = std::get_if<PortReadExit>(&exit);
+  ASSERT_NE(read, nullptr);
+  read->data[0] = 0x77;
+  EXPECT_FALSE(guest.vcpu().save().has_value());
+  guest.complete();
+  const CpuState state = must(guest.vcpu().save());
+  EXPECT_EQ(state.regs.rax & 0xff, 0x77U);
+  EXPECT_EQ(state.regs.rip, 0x1002U);
+  EXPECT_EQ(load_le<std::uint16_t>(guest.at(0x2000)), 0);
+}
+
+TEST_F(KvmKick, WakesAHaltedCpu) {
+  KvmGuest guest;
+  guest.put(0x1000, {0xf4, 0xeb, 0xfd});  // hlt; jmp to it
+  guest.start_real(0x1000);
+  std::thread kicker([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    guest.vcpu().kick();
+  });
+  const auto start = Clock::now();
+  EXPECT_TRUE(std::holds_alternative<InterruptedExit>(guest.vcpu().run()));
+  EXPECT_GE(Clock::now() - start, std::chrono::milliseconds(40));
+  kicker.join();
+}
+
+TEST_F(KvmKick, ReachesAThreadThatBlocksAllSignals) {
+  KvmGuest guest;
+  put_counter(guest);
+  guest.start_real(0x1000);
+  // Threads one after another, each with the signal blocked from its start.
+  for (int i = 0; i < 20; ++i) {
+    std::atomic<bool> stopped = false;
+    sigset_t all;
+    sigset_t before;
+    sigfillset(&all);
+    ASSERT_EQ(pthread_sigmask(SIG_SETMASK, &all, &before), 0);
+    std::thread runner([&] {
+      EXPECT_TRUE(std::holds_alternative<InterruptedExit>(guest.vcpu().run()));
+      stopped = true;
+    });
+    ASSERT_EQ(pthread_sigmask(SIG_SETMASK, &before, nullptr), 0);
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    EXPECT_FALSE(stopped);
+    guest.vcpu().kick();
+    runner.join();
+  }
+}
+
+// Thousands of kicks against a guest that exits all the time: every one is answered, in time.
+TEST_F(KvmKick, NoneOfThousandsIsLost) {
+  KvmGuest guest;
+  guest.put(0x1000, {
+                        0xff, 0x06, 0x00, 0x20,  // inc word [0x2000]
+                        0xe6, 0x10,              // out 0x10, al
+                        0xeb, 0xf8,              // jmp 0x1000
+                    });
+  guest.start_real(0x1000);
+  std::atomic<std::uint32_t> asked = 0;
+  std::atomic<std::uint32_t> answered = 0;
+  std::atomic<bool> stop = false;
+  std::uint64_t exits = 0;
+  std::thread runner([&] {
+    while (!stop) {
+      const Exit exit = guest.vcpu().run();
+      if (std::holds_alternative<InterruptedExit>(exit)) {
+        answered.store(asked.load());
+        answered.notify_all();
+      } else {
+        ASSERT_EQ(port_write_of(exit).port, 0x10);
+        ++exits;
+      }
+    }
+  });
+  // A second kicker that waits for nothing, to meet the first in every state.
+  std::thread noise([&] {
+    while (!stop) {
+      guest.vcpu().kick();
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
+  });
+  constexpr std::uint32_t kKicks = 4000;
+  for (std::uint32_t i = 1; i <= kKicks; ++i) {
+    asked.store(i);
+    guest.vcpu().kick();
+    const auto deadline = Clock::now() + std::chrono::seconds(20);
+    while (answered.load() < i) {
+      ASSERT_LT(Clock::now(), deadline) << "kick " << i << " was lost";
+    }
+  }
+  stop = true;
+  guest.vcpu().kick();
+  runner.join();
+  noise.join();
+  EXPECT_GT(exits, 0U);
+}
+
+// A guest that never exits by itself, so that only the signal can end its run.
+TEST_F(KvmKick, EndsAGuestThatNeverExits) {
+  KvmGuest guest;
+  put_counter(guest);
+  guest.start_real(0x1000);
+  std::atomic<std::uint32_t> asked = 0;
+  std::atomic<std::uint32_t> answered = 0;
+  std::atomic<bool> stop = false;
+  std::thread runner([&] {
+    while (!stop) {
+      ASSERT_TRUE(std::holds_alternative<InterruptedExit>(guest.vcpu().run()));
+      answered.store(asked.load());
+    }
+  });
+  // Every second kick waits until the guest runs, so that it finds it inside.
+  const auto* counter = static_cast<const volatile std::uint16_t*>(static_cast<void*>(guest.at(0x2000)));
+  for (std::uint32_t i = 1; i <= 2000; ++i) {
+    const auto deadline = Clock::now() + std::chrono::seconds(20);
+    for (const std::uint16_t before = *counter; i % 2 == 0 && *counter == before;) {
+      ASSERT_LT(Clock::now(), deadline) << "the guest does not run";
+    }
+    asked.store(i);
+    guest.vcpu().kick();
+    while (answered.load() < i) {
+      ASSERT_LT(Clock::now(), deadline) << "kick " << i << " was lost";
+    }
+  }
+  stop = true;
+  guest.vcpu().kick();
+  runner.join();
+}
+
+// Threads that end as soon as run() is back, while two others keep kicking.
+TEST_F(KvmKick, RacesWithTheEndOfTheThread) {
+  KvmGuest guest;
+  put_counter(guest);
+  guest.start_real(0x1000);
+  std::atomic<bool> stop = false;
+  const auto kick_on = [&] {
+    while (!stop) {
+      guest.vcpu().kick();
+    }
+  };
+  std::thread first(kick_on);
+  std::thread second(kick_on);
+  for (int i = 0; i < 300; ++i) {
+    std::thread([&] { EXPECT_TRUE(std::holds_alternative<InterruptedExit>(guest.vcpu().run())); }).join();
+  }
+  stop = true;
+  first.join();
+  second.join();
+}
+
+}  // namespace
+}  // namespace wisp
