@@ -65,7 +65,7 @@ void ThrottledBackend::submit(BlockRequest& request) {
 }
 
 void ThrottledBackend::kick() {
-  release(false);
+  release();
   inner_->kick();
 }
 
@@ -78,8 +78,8 @@ void ThrottledBackend::take(const BlockRequest& request, std::uint64_t now_ns) {
   }
 }
 
-void ThrottledBackend::release(bool unlimited) {
-  if (timer_armed_ && !unlimited) {
+void ThrottledBackend::release() {
+  if (timer_armed_ && !draining_) {
     return;  // the oldest waits, so all wait
   }
   const std::uint64_t now = clock_.monotonic_ns();
@@ -88,7 +88,7 @@ void ThrottledBackend::release(bool unlimited) {
     if (bps_) {
       delay = std::max(delay, bps_->delay_ns(byte_cost(*request), now));
     }
-    if (delay != 0 && !unlimited) {
+    if (delay != 0 && !draining_) {
       timer_->arm(delay);
       timer_armed_ = true;
       return;
@@ -100,24 +100,32 @@ void ThrottledBackend::release(bool unlimited) {
   }
 }
 
+void ThrottledBackend::cancel_waiting() {
+  // Taken out first: the client may submit anew from within block_done().
+  Fifo<BlockRequest> cancelled;
+  cancelled.append(waiting_);
+  waiting_count_ = 0;
+  while (BlockRequest* const request = cancelled.pop()) {
+    client_->block_done(*request, ECANCELED);
+  }
+  client_->block_batch_done();
+}
+
 void ThrottledBackend::drain(DrainMode mode) {
   if (timer_armed_) {
     timer_->disarm();
     timer_armed_ = false;
   }
-  if (mode == DrainMode::kComplete) {
-    release(true);
-  } else if (!waiting_.empty()) {
-    // Taken out first: the client may submit anew from within block_done().
-    Fifo<BlockRequest> cancelled;
-    cancelled.append(waiting_);
-    waiting_count_ = 0;
-    while (BlockRequest* const request = cancelled.pop()) {
-      client_->block_done(*request, ECANCELED);
+  draining_ = true;
+  while (in_flight() > 0) {
+    if (mode == DrainMode::kComplete) {
+      release();
+    } else if (!waiting_.empty()) {
+      cancel_waiting();
     }
-    client_->block_batch_done();
+    inner_->drain(mode);
   }
-  inner_->drain(mode);
+  draining_ = false;
 }
 
 }  // namespace wisp

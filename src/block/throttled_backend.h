@@ -38,8 +38,9 @@ class ThrottledBackend final : public BlockBackend {
   [[nodiscard]] Result<std::uint64_t> refresh_size() override { return inner_->refresh_size(); }
 
  private:
-  // Hands on what the limits let through now; all of it where `unlimited`.
-  void release(bool unlimited);
+  // Hands on what the limits let through now; all of it while draining.
+  void release();
+  void cancel_waiting();
   void take(const BlockRequest& request, std::uint64_t now_ns);
 
   const std::unique_ptr<BlockBackend> inner_;
@@ -49,6 +50,7 @@ class ThrottledBackend final : public BlockBackend {
   Fifo<BlockRequest> waiting_;
   std::uint32_t waiting_count_ = 0;
   bool timer_armed_ = false;
+  bool draining_ = false;
   BlockClient* client_ = nullptr;
   std::optional<Timer> timer_;
 };
