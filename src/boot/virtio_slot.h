@@ -1,0 +1,26 @@
+// A place for a virtio-mmio transport.
+#pragma once
+
+#include <cstdint>
+
+#include "boot/layout.h"
+#include "memory/gpa.h"
+
+namespace wisp {
+
+struct VirtioMmioSlot {
+  std::uint32_t index = 0;  // from 0; the device's _UID in ACPI and its bit in the hotplug registers
+  Gpa base = 0;             // first register
+  std::uint32_t gsi = 0;    // interrupt, shared with other slots, edge-triggered
+  bool operator==(const VirtioMmioSlot&) const = default;
+};
+
+// The slot of that index, below layout::kVirtioMmioSlots. Slots take the shared pins in turn, high ones
+// first: a kernel without ACPI may hold low ones for legacy devices.
+[[nodiscard]] constexpr VirtioMmioSlot virtio_slot(std::uint32_t index) {
+  constexpr std::size_t kPins = layout::kVirtioGsis.size();
+  return {index, layout::kVirtioMmio + index * layout::kVirtioMmioStride,
+          layout::kVirtioGsis[kPins - 1 - index % kPins]};
+}
+
+}  // namespace wisp
