@@ -36,7 +36,7 @@ struct HaltExit {};         // only from engines without a local APIC model
 struct InterruptedExit {};  // a kick came, or a signal
 struct ShutdownExit {};     // triple fault
 struct ResetExit {};        // the guest asked the engine for a reset (KVM_SYSTEM_EVENT)
-struct DebugExit {
+struct BreakpointExit {
   std::uint64_t rip = 0;
 };
 // The engine cannot go on with this vCPU: what it said, for the log.
@@ -45,6 +45,6 @@ struct EngineErrorExit {
 };
 
 using Exit = std::variant<InterruptedExit, PortReadExit, PortWriteExit, MmioReadExit, MmioWriteExit, HaltExit,
-                          ShutdownExit, ResetExit, DebugExit, EngineErrorExit>;
+                          ShutdownExit, ResetExit, BreakpointExit, EngineErrorExit>;
 
 }  // namespace wisp

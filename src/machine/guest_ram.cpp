@@ -9,7 +9,7 @@
 namespace wisp {
 
 GuestRam::GuestRam(std::unique_ptr<RamBlock> block, AddressSpace& space)
-    : block_(std::move(block)), space_(space), low_size_(std::min(block_->size(), kMmioHoleStart)) {}
+    : block_(std::move(block)), space_(space), low_size_(std::min(block_->size(), layout::kLowRamEnd)) {}
 
 GuestRam::~GuestRam() {
   for (const MemoryRegionPtr& region : regions_) {
@@ -36,7 +36,7 @@ Result<std::unique_ptr<GuestRam>> GuestRam::create(const RamOptions& options, Ad
   };
   WISP_TRY(add("ram-low", 0, 0, ram->low_size_));
   if (ram->high_size() > 0) {
-    WISP_TRY(add("ram-high", kHighRamStart, ram->low_size_, ram->high_size()));
+    WISP_TRY(add("ram-high", layout::kHighRamStart, ram->low_size_, ram->high_size()));
   }
   ram->memory_.set_blocks(std::move(blocks));
   return ram;

@@ -1,6 +1,7 @@
 #include "machine/iothread.h"
 
 #include <pthread.h>
+#include <unistd.h>
 
 #include <future>
 #include <system_error>
@@ -17,6 +18,7 @@ Result<std::unique_ptr<IoThread>> IoThread::start(std::string id,
       // Linux keeps 15 characters of a thread's name.
       const std::string name = ("io-" + raw->id_).substr(0, 15);
       ::pthread_setname_np(::pthread_self(), name.c_str());
+      raw->thread_id_ = ::gettid();
       EventLoop& own_loop = raw->loop();
       Result<void> result = on_start();
       const bool run = result.has_value();

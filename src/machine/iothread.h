@@ -1,6 +1,8 @@
 // A thread that runs an event loop for the devices that name it.
 #pragma once
 
+#include <sys/types.h>
+
 #include <functional>
 #include <memory>
 #include <string>
@@ -24,11 +26,13 @@ class IoThread final {
 
   [[nodiscard]] const std::string& id() const { return id_; }
   [[nodiscard]] EventLoop& loop() { return *loop_; }
+  [[nodiscard]] pid_t thread_id() const { return thread_id_; }
 
  private:
   IoThread(std::string id, std::unique_ptr<EventLoop> loop) : id_(std::move(id)), loop_(std::move(loop)) {}
   const std::string id_;
   const std::unique_ptr<EventLoop> loop_;
+  pid_t thread_id_ = 0;
   std::thread thread_;
 };
 

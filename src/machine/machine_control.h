@@ -30,6 +30,11 @@ struct VcpuInfo {
   std::uint32_t socket_id = 0, die_id = 0, core_id = 0, thread_in_core = 0;
 };
 
+struct BlockCounters {
+  std::uint64_t read_bytes = 0, write_bytes = 0;
+  std::uint64_t read_operations = 0, write_operations = 0, flush_operations = 0;
+};
+
 struct BlockInfo {
   std::string drive_id;
   std::string device_id;  // empty where no device uses it
@@ -37,7 +42,13 @@ struct BlockInfo {
   std::string format;
   bool read_only = false;
   bool direct = false;
-  std::uint64_t size = 0;  // bytes
+  std::uint64_t size = 0;                      // bytes
+  std::optional<BlockCounters> counters = {};  // empty where nothing counts
+};
+
+struct IothreadInfo {
+  std::string id;
+  std::int64_t thread_id = 0;
 };
 
 struct ChardevInfo {
@@ -91,6 +102,7 @@ class MachineControl {
   [[nodiscard]] virtual std::vector<VcpuInfo> vcpus() const = 0;
   [[nodiscard]] virtual std::vector<BlockInfo> blocks() const = 0;
   [[nodiscard]] virtual std::vector<ChardevInfo> chardevs() const = 0;
+  [[nodiscard]] virtual std::vector<IothreadInfo> iothreads() const { return {}; }
   [[nodiscard]] virtual Result<BalloonInfo> balloon() const = 0;
   // Asks the guest to have `bytes` of memory.
   [[nodiscard]] virtual Result<void> set_balloon(std::uint64_t bytes) = 0;
@@ -98,6 +110,7 @@ class MachineControl {
   // Hotplug. Ids are unique over each kind. Removing a back end that a device uses fails.
   [[nodiscard]] virtual Result<void> add_drive(const BackendConfig& drive) = 0;
   [[nodiscard]] virtual Result<void> remove_drive(const std::string& id) = 0;
+  // Takes the descriptors of `netdev` over, on failure too.
   [[nodiscard]] virtual Result<void> add_netdev(const BackendConfig& netdev) = 0;
   [[nodiscard]] virtual Result<void> remove_netdev(const std::string& id) = 0;
   [[nodiscard]] virtual Result<void> add_chardev(const BackendConfig& chardev) = 0;

@@ -150,7 +150,7 @@ bool VcpuThread::handle(const Exit& exit) {
                           events_.vcpu_reset_request(vcpu_->id());
                           return false;
                         },
-                        [](const DebugExit&) { return false; },
+                        [](const BreakpointExit&) { return false; },
                         [this](const EngineErrorExit& error) {
                           halted_by_failure_ = true;
                           events_.vcpu_failed(vcpu_->id(), error.message);

@@ -65,7 +65,7 @@ Exit FakeVcpu::present(FakeExit exit) {
     case FakeExit::Kind::kReset:
       return ResetExit{};
     case FakeExit::Kind::kDebug:
-      return DebugExit{.rip = exit.address};
+      return BreakpointExit{.rip = exit.address};
     case FakeExit::Kind::kEngineError:
       return EngineErrorExit{.message = exit.text};
     default:

@@ -175,7 +175,7 @@ Exit KvmVcpu::other_exit() {
               fmt::format("vCPU {}: unknown system event {} from KVM", config_.index, run.system_event.type)};
       }
     case KVM_EXIT_DEBUG:
-      return DebugExit{.rip = run.debug.arch.pc};
+      return BreakpointExit{.rip = run.debug.arch.pc};
     case KVM_EXIT_FAIL_ENTRY:
       return EngineErrorExit{
           fmt::format("vCPU {}: the processor refused to enter the guest (reason {:#x}): its register state "

@@ -1,0 +1,119 @@
+#include "machine/backends.h"
+
+#include "block/drive.h"
+
+namespace wisp {
+namespace {
+
+template <typename Map>
+Result<void> check_new(const Map& map, const char* option, const std::string& id) {
+  if (map.contains(id)) {
+    return fail("{} {}: this id is taken", option, id);
+  }
+  return {};
+}
+
+template <typename Map>
+auto find_entry(Map& map, const char* option, const std::string& id) -> Result<typename Map::mapped_type*> {
+  const auto found = map.find(id);
+  if (found == map.end()) {
+    return fail("there is no {} with id '{}'", option, id);
+  }
+  return &found->second;
+}
+
+template <typename Map>
+Result<void> remove_unused(Map& map, const char* option, const std::string& id) {
+  WISP_ASSIGN(const auto* entry, find_entry(map, option, id));
+  if (!entry->user.empty()) {
+    return fail("{} {} is in use by device '{}': remove the device first", option, id, entry->user);
+  }
+  map.erase(id);
+  return {};
+}
+
+template <typename Entry>
+Result<void> claim(Entry& entry, const char* option, const std::string& id, const std::string& user) {
+  if (!entry.user.empty()) {
+    return fail("{} {} is already in use by device '{}'", option, id, entry.user);
+  }
+  entry.user = user;
+  return {};
+}
+
+}  // namespace
+
+Result<void> Backends::add_drive(const BackendConfig& config) {
+  WISP_TRY(check_new(drives_, "drive", config.id));
+  WISP_ASSIGN(const DriveConfig drive, drive_config(config.id, config.properties));
+  WISP_ASSIGN(auto backend, open_drive(drive, log_, clock_));
+  drives_.emplace(config.id, DriveEntry{.config = config, .backend = std::move(backend), .user = {}});
+  return {};
+}
+
+Result<void> Backends::add_netdev(const BackendConfig& config) {
+  WISP_TRY(check_new(netdevs_, "netdev", config.id));
+  WISP_ASSIGN(const NetdevConfig parsed, parse_netdev(config.kind, config.id, config.properties, config.fds));
+  WISP_ASSIGN(Netdev netdev, open_netdev(parsed));
+  netdevs_.emplace(config.id, NetdevEntry{.config = config, .netdev = std::move(netdev), .user = {}});
+  return {};
+}
+
+Result<void> Backends::remove_drive(const std::string& id) {
+  return remove_unused(drives_, "drive", id);
+}
+Result<void> Backends::remove_netdev(const std::string& id) {
+  return remove_unused(netdevs_, "netdev", id);
+}
+Result<void> Backends::remove_chardev(const std::string& id) {
+  return remove_unused(chardevs_, "chardev", id);
+}
+
+Result<BlockBackend*> Backends::use_drive(const std::string& id, const std::string& user) {
+  WISP_ASSIGN(DriveEntry * entry, find_entry(drives_, "drive", id));
+  WISP_TRY(claim(*entry, "drive", id, user));
+  return entry->backend.get();
+}
+
+Result<Netdev> Backends::take_netdev(const std::string& id, const std::string& user) {
+  WISP_ASSIGN(NetdevEntry * entry, find_entry(netdevs_, "netdev", id));
+  WISP_TRY(claim(*entry, "netdev", id, user));
+  if (!entry->netdev) {
+    // A device had it and is gone, and its back end went with it: open it again.
+    WISP_ASSIGN(const NetdevConfig parsed,
+                parse_netdev(entry->config.kind, id, entry->config.properties, entry->config.fds));
+    WISP_ASSIGN(entry->netdev, open_netdev(parsed));
+  }
+  Netdev netdev = *std::move(entry->netdev);
+  entry->netdev.reset();
+  return netdev;
+}
+
+Result<CharBackend*> Backends::use_chardev(const std::string& id, const std::string& user) {
+  WISP_ASSIGN(ChardevEntry * entry, find_entry(chardevs_, "chardev", id));
+  WISP_TRY(claim(*entry, "chardev", id, user));
+  return entry->backend.get();
+}
+
+Result<EntropySource*> Backends::use_rng(const std::string& id) {
+  const auto found = rngs_.find(id);
+  if (found == rngs_.end()) {
+    return fail("there is no object rng-random with id '{}'", id);
+  }
+  return found->second.get();
+}
+
+void Backends::release(const std::string& user) {
+  const auto release_in = [&user](auto& map) {
+    for (auto& [id, entry] : map) {
+      if (entry.user == user) {
+        entry.user.clear();
+      }
+    }
+  };
+  release_in(drives_);
+  release_in(netdevs_);
+  release_in(chardevs_);
+}
+
+}  // namespace wisp

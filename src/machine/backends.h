@@ -1,0 +1,75 @@
+// The host-side parts of a machine that devices name by id: drives, network back ends, character back ends,
+// sources of randomness.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/entropy.h"
+#include "base/error.h"
+#include "base/event_loop.h"
+#include "base/log.h"
+#include "block/block_backend.h"
+#include "chardev/char_backend.h"
+#include "machine/config.h"
+#include "net/netdev.h"
+
+namespace wisp {
+
+class Backends final {
+ public:
+  Backends(EventLoop& loop, Log& log, const Clock& clock) : loop_(loop), log_(log), clock_(clock) {}
+  Backends(const Backends&) = delete;
+  Backends& operator=(const Backends&) = delete;
+
+  // Errors name the option and id at fault. Ids are unique within a kind.
+  [[nodiscard]] Result<void> add_drive(const BackendConfig& config);
+  [[nodiscard]] Result<void> add_netdev(const BackendConfig& config);
+  [[nodiscard]] Result<void> add_chardev(const BackendConfig& config);
+  [[nodiscard]] Result<void> add_object(const BackendConfig& config);
+
+  // Fail where the id is unknown or a device uses the part.
+  [[nodiscard]] Result<void> remove_drive(const std::string& id);
+  [[nodiscard]] Result<void> remove_netdev(const std::string& id);
+  [[nodiscard]] Result<void> remove_chardev(const std::string& id);
+
+  // For a device: one user at a time. `user` is the device's id.
+  [[nodiscard]] Result<BlockBackend*> use_drive(const std::string& id, const std::string& user);
+  // Moves the back end into the device. The id stays known, as used up, until the netdev is removed.
+  [[nodiscard]] Result<Netdev> take_netdev(const std::string& id, const std::string& user);
+  [[nodiscard]] Result<CharBackend*> use_chardev(const std::string& id, const std::string& user);
+  [[nodiscard]] Result<EntropySource*> use_rng(const std::string& id);
+  // The device with this id is gone.
+  void release(const std::string& user);
+
+  struct DriveEntry {
+    BackendConfig config;
+    std::unique_ptr<BlockBackend> backend;
+    std::string user;
+  };
+  struct ChardevEntry {
+    std::unique_ptr<CharBackend> backend;
+    std::string user;
+  };
+  [[nodiscard]] const std::map<std::string, DriveEntry>& drives() const { return drives_; }
+  [[nodiscard]] const std::map<std::string, ChardevEntry>& chardevs() const { return chardevs_; }
+
+ private:
+  struct NetdevEntry {
+    BackendConfig config;
+    std::optional<Netdev> netdev;  // empty: in a device
+    std::string user;
+  };
+  EventLoop& loop_;
+  Log& log_;
+  const Clock& clock_;
+  std::map<std::string, DriveEntry> drives_;
+  std::map<std::string, NetdevEntry> netdevs_;
+  std::map<std::string, ChardevEntry> chardevs_;
+  std::map<std::string, std::unique_ptr<EntropySource>> rngs_;
+};
+
+}  // namespace wisp

@@ -1,0 +1,454 @@
+#include "machine/machine.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "sandbox/seccomp.h"
+
+namespace wisp {
+namespace {
+
+constexpr std::size_t kMaxIothreads = 8;
+
+}  // namespace
+
+Machine::Machine(MachineConfig config, std::unique_ptr<Hypervisor> engine, const MachineServices& services)
+    : config_(std::move(config)), engine_(std::move(engine)), services_(services) {}
+
+Result<std::unique_ptr<Machine>> Machine::create(MachineConfig config, std::unique_ptr<Hypervisor> engine,
+                                                 const MachineServices& services) {
+  std::unique_ptr<Machine> machine(new Machine(std::move(config), std::move(engine), services));
+  WISP_TRY(machine->build());
+  return machine;
+}
+
+Machine::~Machine() {
+  *alive_ = false;
+  // Threads first: nothing may enter a device any more. Then the guest's view of memory, which names devices.
+  vcpus_.clear();
+  new_vcpus_.clear();
+  factory_.reset();
+  slots_.reset();
+  platform_.reset();
+  iothreads_.clear();
+  backends_.reset();
+  ram_.reset();
+  if (listening_) {
+    memory_space_.remove_listener(&vm_->memory_listener());
+    port_space_.remove_listener(&vm_->port_listener());
+  }
+}
+
+Result<void> Machine::build() {
+  if (config_.cpus.max > engine_->max_vcpus()) {
+    return fail("-smp: {} vCPUs are more than the {} that {} has on this host", config_.cpus.max,
+                engine_->max_vcpus(), engine_->name());
+  }
+  WISP_ASSIGN(vm_, engine_->create_vm({.max_vcpus = config_.cpus.max, .topology = config_.cpus.topology}));
+  for (std::uint32_t id = 0; id < config_.cpus.count; ++id) {
+    WISP_ASSIGN(auto vcpu, vm_->create_vcpu(id));
+    new_vcpus_.push_back(std::move(vcpu));
+  }
+  if (services_.judge_engine) {
+    WISP_TRY(services_.judge_engine(*vm_, *new_vcpus_.front()));
+  }
+  WISP_TRY(memory_space_.add_listener(&vm_->memory_listener()));
+  if (auto added = port_space_.add_listener(&vm_->port_listener()); !added) {
+    memory_space_.remove_listener(&vm_->memory_listener());
+    return added;
+  }
+  listening_ = true;
+  auto ram = GuestRam::create(config_.memory, memory_space_);
+  if (!ram) {
+    return with_context("-m", ram.error());
+  }
+  ram_ = *std::move(ram);
+  WISP_TRY(build_backends());
+  WISP_TRY(build_platform());
+  WISP_TRY(build_devices());
+  WISP_ASSIGN(power_up_platform_, vm_->save_platform());
+  WISP_TRY(load_boot());
+  return build_vcpus();
+}
+
+Result<void> Machine::build_backends() {
+  backends_ = std::make_unique<Backends>(services_.loop, services_.log, services_.clock);
+  for (const BackendConfig& chardev : config_.chardevs) {
+    WISP_TRY(backends_->add_chardev(chardev));
+  }
+  for (const BackendConfig& object : config_.objects) {
+    WISP_TRY(backends_->add_object(object));
+  }
+  for (const BackendConfig& drive : config_.drives) {
+    WISP_TRY(backends_->add_drive(drive));
+  }
+  for (const BackendConfig& netdev : config_.netdevs) {
+    WISP_TRY(backends_->add_netdev(netdev));
+  }
+  if (config_.iothreads.size() > kMaxIothreads) {
+    return fail("-object iothread: {} threads are more than {}", config_.iothreads.size(), kMaxIothreads);
+  }
+  for (const std::string& id : config_.iothreads) {
+    WISP_ASSIGN(auto io, IoThread::start(id, [this]() -> Result<void> {
+                  return services_.seccomp ? install_seccomp(ThreadKind::kIo) : Result<void>{};
+                }));
+    iothreads_.push_back(std::move(io));
+  }
+  return {};
+}
+
+Result<void> Machine::build_platform() {
+  CharBackend* serial = nullptr;
+  if (config_.serial) {
+    WISP_ASSIGN(serial, backends_->use_chardev(*config_.serial, "serial0"));
+  }
+  WISP_ASSIGN(platform_, Platform::create(
+                             {.vm = *vm_,
+                              .ports = port_space_,
+                              .loop = services_.loop,
+                              .log = services_.log,
+                              .clock = services_.clock,
+                              .process_start_ns = services_.process_start_ns,
+                              .serial = serial},
+                             {.shutdown = [this] { request(shutdown_under_way_, &Machine::guest_shutdown); },
+                              .reset = [this] { request(reset_under_way_, &Machine::guest_reset); },
+                              .debug_exit =
+                                  [this](std::uint32_t status) {
+                                    debug_exit_status_ = status;
+                                    request(debug_exit_under_way_, &Machine::debug_exit);
+                                  }},
+                             DeviceFactory::debug_exit_options(config_.devices)));
+  return {};
+}
+
+Result<void> Machine::build_devices() {
+  slots_ = std::make_unique<VirtioSlots>(*vm_, memory_space_, services_.log, services_.clock);
+  factory_ = std::make_unique<DeviceFactory>(DeviceFactory::Parts{
+      .backends = *backends_,
+      .ram = *ram_,
+      .log = services_.log,
+      .clock = services_.clock,
+      .entropy = services_.entropy,
+      .loop_for = [this](const DeviceConfig& device) { return loop_for(device); },
+      .balloon_changed =
+          [this](std::uint64_t actual) {
+            // Told from a device's callback, under its lock: listeners may ask the device something.
+            services_.loop.post([this, actual, alive = alive_] {
+              if (*alive) {
+                tell(&MachineEvents::on_balloon_change, actual);
+              }
+            });
+          },
+  });
+  for (const DeviceConfig& device : config_.devices) {
+    if (DeviceFactory::is_virtio(device)) {
+      WISP_TRY(attach_device(device, false));
+    }
+  }
+  platform_->slot_hotplug().set_initial(slots_->present());
+  return {};
+}
+
+Result<EventLoop*> Machine::loop_for(const DeviceConfig& device) {
+  const auto wanted = device.properties.find_string("iothread");
+  if (!wanted) {
+    return &services_.loop;
+  }
+  for (const auto& io : iothreads_) {
+    if (io->id() == *wanted) {
+      return &io->loop();
+    }
+  }
+  return fail("iothread={}: there is no -object iothread with this id", *wanted);
+}
+
+Result<void> Machine::attach_device(const DeviceConfig& device, bool hotplug) {
+  auto made = factory_->create(device, config_.devices);
+  if (made) {
+    if (auto slot = slots_->attach(device.id, *std::move(made), factory_->wanted_slot(device)); slot) {
+      if (hotplug) {
+        platform_->slot_hotplug().set_present(slots_->present());
+      }
+      return {};
+    } else {
+      made = std::unexpected(std::move(slot).error());
+    }
+  }
+  backends_->release(device.id);
+  return with_context(fmt::format("-device {},id={}", device.driver, device.id), made.error());
+}
+
+Result<void> Machine::build_vcpus() {
+  for (auto& vcpu : new_vcpus_) {
+    vcpus_.push_back(std::make_unique<VcpuThread>(std::move(vcpu), memory_space_, port_space_,
+                                                  static_cast<VcpuEvents&>(*this)));
+    WISP_TRY(vcpus_.back()->start());
+  }
+  new_vcpus_.clear();
+  return {};
+}
+
+BootDescription Machine::describe_boot() const {
+  BootDescription boot{.kernel = config_.boot.kernel,
+                       .initrd = config_.boot.initrd,
+                       .command_line = config_.boot.cmdline,
+                       .elf_entry = ElfEntry::kAuto,
+                       .cpus = config_.cpus.count,
+                       .command_line_devices = {},
+                       .acpi = std::nullopt,
+                       .gigabyte_pages = false};
+  std::vector<VirtioMmioSlot> filled;
+  std::vector<VirtioMmioSlot> free;
+  for (std::uint32_t i = 0; i < VirtioSlots::kCount; ++i) {
+    ((slots_->present() >> i & 1) != 0 ? filled : free).push_back(virtio_slot(i));
+  }
+  if (config_.boot.auto_cmdline) {
+    boot.command_line_devices = filled;
+  }
+  if (config_.acpi) {
+    boot.acpi = AcpiDescription{
+        .cpus = config_.cpus.count,
+        .max_cpus = config_.cpus.max,
+        .power = Platform::acpi_power(),
+        .devices = std::move(filled),
+        .slot_hotplug =
+            AcpiSlotHotplug{.registers = Platform::acpi_slot_hotplug(), .free_slots = std::move(free)},
+    };
+  }
+  return boot;
+}
+
+Result<void> Machine::load_boot() {
+  std::vector<RamPlacement> placements;
+  for (const GuestMemoryBlock& block : ram_->memory().blocks()) {
+    placements.push_back(
+        {.gpa = block.gpa, .block_offset = block.fd_offset, .size = block.size, .block = &ram_->block()});
+  }
+  WISP_ASSIGN(boot_state_, prepare_boot(describe_boot(), ram_->memory(), placements));
+  if (boot_state_.devices_not_named > 0) {
+    services_.log.warning(
+        "{} devices do not fit on the kernel's command line: only kernels with ACPI find them",
+        boot_state_.devices_not_named);
+  }
+  Vcpu& boot_cpu = new_vcpus_.empty() ? vcpus_.front()->vcpu() : *new_vcpus_.front();
+  // What the boot protocol does not speak of stays as after power-up.
+  WISP_ASSIGN(const CpuSpecialRegs power_up, boot_cpu.special_regs());
+  CpuSpecialRegs sregs = boot_state_.cpu.sregs;
+  sregs.apic_base = power_up.apic_base;
+  WISP_TRY(boot_cpu.set_special_regs(sregs));
+  return boot_cpu.set_regs(boot_state_.cpu.regs);
+}
+
+Result<void> Machine::start() {
+  if (config_.start_paused) {
+    state_ = RunState::kPaused;
+    pause_devices();
+    return {};
+  }
+  state_ = RunState::kRunning;
+  resume_vcpus();
+  return {};
+}
+
+void Machine::park_vcpus() {
+  for (const auto& vcpu : vcpus_) {
+    vcpu->request_park();
+  }
+  for (const auto& vcpu : vcpus_) {
+    vcpu->wait_parked();
+  }
+}
+
+void Machine::resume_vcpus() {
+  for (const auto& vcpu : vcpus_) {
+    vcpu->resume();
+  }
+}
+
+void Machine::pause_devices() {
+  for (const auto& slot : slots_->occupied()) {
+    VirtioDevice& device = slot.transport->device();
+    const std::lock_guard lock(device.strand().mutex());
+    device.pause();
+  }
+}
+
+void Machine::resume_devices() {
+  for (const auto& slot : slots_->occupied()) {
+    VirtioDevice& device = slot.transport->device();
+    const std::lock_guard lock(device.strand().mutex());
+    device.resume();
+  }
+}
+
+template <typename... Args>
+void Machine::tell(void (MachineEvents::*event)(Args...), std::type_identity_t<Args>... args) {
+  // A listener may leave while it is told.
+  const std::vector<MachineEvents*> listeners = events_;
+  for (MachineEvents* listener : listeners) {
+    if (std::ranges::find(events_, listener) != events_.end()) {
+      (listener->*event)(args...);
+    }
+  }
+}
+
+void Machine::add_events(MachineEvents* events) {
+  events_.push_back(events);
+}
+void Machine::remove_events(MachineEvents* events) {
+  std::erase(events_, events);
+}
+
+Result<void> Machine::pause() {
+  if (state_ == RunState::kPaused) {
+    return {};
+  }
+  if (state_ != RunState::kRunning) {
+    return fail("the machine is not running");
+  }
+  park_vcpus();
+  pause_devices();
+  state_ = RunState::kPaused;
+  tell(&MachineEvents::on_stop);
+  return {};
+}
+
+Result<void> Machine::resume() {
+  if (state_ == RunState::kRunning) {
+    return {};
+  }
+  if (state_ != RunState::kPaused) {
+    return fail("the machine cannot be resumed: it has shut down");
+  }
+  state_ = RunState::kRunning;
+  resume_devices();
+  resume_vcpus();
+  tell(&MachineEvents::on_resume);
+  return {};
+}
+
+Result<void> Machine::powerdown() {
+  if (state_ != RunState::kRunning && state_ != RunState::kPaused) {
+    return fail("the machine is not running");
+  }
+  if (!config_.acpi) {
+    return fail("the machine has no power button: it was started with acpi=off; use quit");
+  }
+  platform_->power().press_power_button();
+  tell(&MachineEvents::on_powerdown);
+  return {};
+}
+
+Result<void> Machine::reset_parts() {
+  slots_->reset();
+  platform_->reset();
+  WISP_TRY(vm_->load_platform(power_up_platform_));
+  for (const auto& vcpu : vcpus_) {
+    WISP_TRY(vcpu->vcpu().reset());
+  }
+  WISP_TRY(ram_->clear());
+  return load_boot();
+}
+
+Result<void> Machine::reset() {
+  if (state_ != RunState::kRunning && state_ != RunState::kPaused) {
+    return fail("the machine is not running");
+  }
+  park_vcpus();
+  if (auto done = reset_parts(); !done) {
+    services_.log.error("the machine cannot be reset: {}", done.error().message);
+    quit(ShutdownReason::kError);
+    return done;
+  }
+  if (state_ == RunState::kRunning) {
+    resume_vcpus();
+  }
+  return {};
+}
+
+void Machine::quit(ShutdownReason reason) {
+  if (state_ == RunState::kShutdown) {
+    return;
+  }
+  park_vcpus();
+  state_ = RunState::kShutdown;
+  shutdown_reason_ = reason;
+  switch (reason) {
+    case ShutdownReason::kError:
+      exit_status_ = 1;
+      break;
+    case ShutdownReason::kDebugExit:
+      exit_status_ = static_cast<int>(debug_exit_status_ & 0xff);
+      break;
+    default:
+      exit_status_ = 0;
+      break;
+  }
+  const bool by_guest = reason == ShutdownReason::kGuestShutdown || reason == ShutdownReason::kGuestReset ||
+                        reason == ShutdownReason::kDebugExit;
+  tell(&MachineEvents::on_shutdown, by_guest, reason);
+  services_.loop.stop();
+}
+
+void Machine::request(std::atomic<bool>& under_way, void (Machine::*action)()) {
+  if (under_way.exchange(true)) {
+    return;
+  }
+  services_.loop.post([this, &under_way, action, alive = alive_] {
+    if (*alive) {
+      under_way = false;
+      (this->*action)();
+    }
+  });
+}
+
+void Machine::guest_shutdown() {
+  if (state_ != RunState::kRunning) {
+    return;
+  }
+  if (!config_.no_shutdown) {
+    quit(ShutdownReason::kGuestShutdown);
+    return;
+  }
+  park_vcpus();
+  pause_devices();
+  state_ = RunState::kPaused;
+  tell(&MachineEvents::on_shutdown, true, ShutdownReason::kGuestShutdown);
+  tell(&MachineEvents::on_stop);
+}
+
+void Machine::guest_reset() {
+  if (state_ != RunState::kRunning) {
+    return;
+  }
+  if (config_.no_reboot) {
+    quit(ShutdownReason::kGuestReset);
+    return;
+  }
+  if (reset()) {
+    tell(&MachineEvents::on_reset, true);
+  }
+}
+
+void Machine::debug_exit() {
+  quit(ShutdownReason::kDebugExit);
+}
+
+Result<void> Machine::vcpu_thread_started(std::uint32_t /*id*/) {
+  return services_.seccomp ? install_seccomp(ThreadKind::kVcpu) : Result<void>{};
+}
+
+void Machine::vcpu_reset_request(std::uint32_t /*id*/) {
+  request(reset_under_way_, &Machine::guest_reset);
+}
+
+void Machine::vcpu_failed(std::uint32_t id, const std::string& message) {
+  services_.loop.post([this, id, message, alive = alive_] {
+    if (*alive && state_ != RunState::kShutdown) {
+      services_.log.error("vCPU {} cannot go on: {}", id, message);
+      quit(ShutdownReason::kError);
+    }
+  });
+}
+
+}  // namespace wisp

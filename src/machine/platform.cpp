@@ -1,0 +1,87 @@
+#include "machine/platform.h"
+
+#include <utility>
+
+#include "boot/acpi_layout.h"
+#include "boot/layout.h"
+#include "devices/i8042.h"
+#include "devices/rtc.h"
+#include "devices/serial.h"
+
+namespace wisp {
+
+Platform::~Platform() {
+  for (const MemoryRegionPtr& region : regions_) {
+    (void)ports_.remove(region);
+  }
+}
+
+Result<void> Platform::add_ports(std::shared_ptr<Device> device, std::uint16_t base, std::uint16_t count) {
+  auto region = MemoryRegion::io(std::string(device->name()), device, count);
+  WISP_TRY(ports_.add(region, base));
+  regions_.push_back(std::move(region));
+  devices_.push_back(std::move(device));
+  return {};
+}
+
+Result<std::unique_ptr<Platform>> Platform::create(const Parts& parts, PlatformCallbacks callbacks,
+                                                   const std::optional<DebugExitOptions>& debug_exit) {
+  std::unique_ptr<Platform> platform(new Platform(parts));
+
+  WISP_ASSIGN(auto serial_irq, parts.vm.irq_line(kSerialGsi));
+  WISP_TRY(platform->add_ports(std::make_shared<Serial>(std::move(serial_irq), parts.serial), kSerialPortBase,
+                               kSerialPortCount));
+
+  WISP_ASSIGN(auto rtc_irq, parts.vm.irq_line(kRtcGsi));
+  WISP_ASSIGN(auto rtc, Rtc::create(parts.loop, parts.clock, std::move(rtc_irq)));
+  WISP_TRY(platform->add_ports(std::move(rtc), kRtcPortBase, kRtcPortCount));
+
+  WISP_TRY(platform->add_ports(std::make_shared<I8042>(callbacks.reset), kI8042PortBase, kI8042PortCount));
+  WISP_TRY(platform->add_ports(std::make_shared<BootTimer>(parts.clock, parts.process_start_ns, parts.log),
+                               kBootTimerPort, kBootTimerPortCount));
+  if (debug_exit) {
+    WISP_TRY(platform->add_ports(std::make_shared<DebugExit>(std::move(callbacks.debug_exit)),
+                                 debug_exit->iobase, debug_exit->iosize));
+  }
+
+  WISP_ASSIGN(auto power_irq, parts.vm.irq_line(kPowerGsi));
+  platform->power_ = std::make_shared<PowerDevice>(
+      std::move(power_irq),
+      PowerCallbacks{.shutdown = std::move(callbacks.shutdown), .reset = std::move(callbacks.reset)});
+  WISP_TRY(platform->add_ports(platform->power_, kPowerPortBase, kPowerPortCount));
+
+  platform->slot_hotplug_ =
+      std::make_shared<SlotHotplug>([power = platform->power_.get()] { power->raise(kPowerEventSlotScan); });
+  WISP_TRY(
+      platform->add_ports(platform->slot_hotplug_, layout::kSlotHotplugPort, SlotHotplugRegisters::kSize));
+  return platform;
+}
+
+AcpiPower Platform::acpi_power() {
+  const auto port = [](std::uint16_t offset) {
+    return AcpiRegister{.space = AcpiSpace::kIo, .address = kPowerPortBase + std::uint64_t{offset}};
+  };
+  return {.event_selector = port(kPowerEventSelector),
+          .gsi = kPowerGsi,
+          .level_triggered = true,
+          .power_button = kPowerEventPowerButton,
+          .sleep_button = kPowerEventSleepButton,
+          .slot_hotplug = kPowerEventSlotScan,
+          .sleep_control = port(kPowerSleepControl),
+          .sleep_status = port(kPowerSleepStatus),
+          .sleep_type_s5 = kPowerSleepTypeS5,
+          .reset = port(kPowerReset),
+          .reset_value = kPowerResetValue};
+}
+
+AcpiRegister Platform::acpi_slot_hotplug() {
+  return {.space = AcpiSpace::kIo, .address = layout::kSlotHotplugPort};
+}
+
+void Platform::reset() {
+  for (const auto& device : devices_) {
+    device->reset();
+  }
+}
+
+}  // namespace wisp
