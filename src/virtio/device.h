@@ -53,6 +53,7 @@ class VirtioDevice {
   virtual ~VirtioDevice() = default;
 
   [[nodiscard]] Strand& strand() { return strand_; }
+  [[nodiscard]] const GuestMemory& memory() const { return memory_; }
 
   // Fixed at birth.
   [[nodiscard]] virtual std::string_view name() const = 0;    // "virtio-blk"
@@ -102,7 +103,6 @@ class VirtioDevice {
   [[nodiscard]] virtual Result<void> load(const StateRecord& record) = 0;
 
  protected:
-  [[nodiscard]] const GuestMemory& memory() const { return memory_; }
   // Finishes or takes back what is in flight: requests under way are waited for, chains kept for later
   // (receive buffers) are given back with Queue::undo_pop(), newest first; back ends and timers are stilled.
   virtual void on_pause() = 0;
