@@ -1,0 +1,253 @@
+// Commands that tell about the machine as it is.
+#include <unistd.h>
+
+#include <array>
+#include <charconv>
+
+#include "control/command_line.h"
+#include "control/qmp_commands.h"
+
+namespace wisp {
+namespace {
+
+constexpr int kMaxVcpus = 254;
+
+std::string vcpu_path(std::uint32_t index) {
+  return fmt::format("/machine/unattached/device[{}]", index);
+}
+
+Json vcpu_props(const VcpuInfo& vcpu) {
+  return {{"socket-id", vcpu.socket_id},
+          {"die-id", vcpu.die_id},
+          {"core-id", vcpu.core_id},
+          {"thread-id", vcpu.thread_in_core}};
+}
+
+Json image_json(const BlockInfo& block) {
+  return {{"filename", block.file},
+          {"format", block.format},
+          {"virtual-size", block.size},
+          {"dirty-flag", false}};
+}
+
+// BlockDeviceInfo of QEMU's schema; Wisp has no per-direction limits, so those members are zero (no limit).
+Json inserted_json(const BlockInfo& block) {
+  return {{"file", block.file},
+          {"node-name", block.drive_id},
+          {"ro", block.read_only},
+          {"drv", block.format},
+          {"backing_file_depth", 0},
+          {"encrypted", false},
+          {"detect_zeroes", "off"},
+          {"bps", 0},
+          {"bps_rd", 0},
+          {"bps_wr", 0},
+          {"iops", 0},
+          {"iops_rd", 0},
+          {"iops_wr", 0},
+          {"write_threshold", 0},
+          {"cache", {{"writeback", true}, {"direct", block.direct}, {"no-flush", false}}},
+          {"image", image_json(block)}};
+}
+
+}  // namespace
+
+std::string_view run_state_name(RunState state) {
+  switch (state) {
+    case RunState::kCreated:
+      return "prelaunch";
+    case RunState::kRunning:
+      return "running";
+    case RunState::kPaused:
+      return "paused";
+    case RunState::kShutdown:
+      return "shutdown";
+    case RunState::kInternalError:
+      return "internal-error";
+  }
+  return "internal-error";
+}
+
+// The version of the protocol is the one that StratoVirt tells, since clients judge by it what they may ask
+// for; the program's own stands in "package".
+Json version_json() {
+  return {{"qemu", {{"micro", 1}, {"minor", 0}, {"major", 5}}},
+          {"package", fmt::format("wisp-{}", program_version())}};
+}
+
+QmpReply qmp_query_status(QmpContext& context, const Json&) {
+  const RunState state = context.machine.state();
+  return Json{
+      {"status", run_state_name(state)}, {"running", state == RunState::kRunning}, {"singlestep", false}};
+}
+
+QmpReply qmp_query_version(QmpContext&, const Json&) {
+  return version_json();
+}
+
+QmpReply qmp_query_commands(QmpContext&, const Json&) {
+  Json list = Json::array();
+  for (const QmpCommand& command : qmp_commands()) {
+    list.push_back({{"name", command.name}});
+  }
+  return list;
+}
+
+QmpReply qmp_query_events(QmpContext&, const Json&) {
+  Json list = Json::array();
+  for (const QmpEventInfo& event : qmp_events()) {
+    list.push_back({{"name", event.name}});
+  }
+  return list;
+}
+
+QmpReply qmp_query_target(QmpContext&, const Json&) {
+  return Json{{"arch", "x86_64"}};
+}
+
+QmpReply qmp_query_kvm(QmpContext& context, const Json&) {
+  return Json{{"enabled", context.machine.engine_name() == "kvm"},
+              {"present", ::access("/dev/kvm", F_OK) == 0}};
+}
+
+QmpReply qmp_query_name(QmpContext& context, const Json&) {
+  const std::string& name = context.machine.config().name;
+  return name.empty() ? Json::object() : Json{{"name", name}};
+}
+
+QmpReply qmp_query_uuid(QmpContext& context, const Json&) {
+  return Json{{"UUID", context.uuid.empty() ? "00000000-0000-0000-0000-000000000000" : context.uuid}};
+}
+
+QmpReply qmp_query_machines(QmpContext&, const Json&) {
+  return Json::array({{{"name", "microvm"},
+                       {"is-default", true},
+                       {"cpu-max", kMaxVcpus},
+                       {"hotpluggable-cpus", false},
+                       {"numa-mem-supported", false},
+                       {"deprecated", false}}});
+}
+
+QmpReply qmp_query_cpus(QmpContext& context, const Json&) {
+  const bool running = context.machine.state() == RunState::kRunning;
+  Json list = Json::array();
+  for (const VcpuInfo& vcpu : context.machine.vcpus()) {
+    list.push_back({{"CPU", vcpu.index},
+                    {"current", vcpu.index == 0},
+                    {"halted", !running},
+                    {"arch", "x86"},
+                    {"qom_path", vcpu_path(vcpu.index)},
+                    {"thread_id", vcpu.thread_id},
+                    {"props", vcpu_props(vcpu)}});
+  }
+  return list;
+}
+
+QmpReply qmp_query_cpus_fast(QmpContext& context, const Json&) {
+  Json list = Json::array();
+  for (const VcpuInfo& vcpu : context.machine.vcpus()) {
+    list.push_back({{"cpu-index", vcpu.index},
+                    {"qom-path", vcpu_path(vcpu.index)},
+                    {"thread-id", vcpu.thread_id},
+                    {"target", "x86_64"},
+                    {"props", vcpu_props(vcpu)}});
+  }
+  return list;
+}
+
+QmpReply qmp_query_hotpluggable_cpus(QmpContext& context, const Json&) {
+  Json list = Json::array();
+  for (const VcpuInfo& vcpu : context.machine.vcpus()) {
+    list.push_back({{"type", "host-x86_64-cpu"},
+                    {"vcpus-count", 1},
+                    {"qom-path", vcpu_path(vcpu.index)},
+                    {"props", vcpu_props(vcpu)}});
+  }
+  return list;
+}
+
+QmpReply qmp_query_block(QmpContext& context, const Json&) {
+  Json list = Json::array();
+  for (const BlockInfo& block : context.machine.blocks()) {
+    Json entry{{"device", block.drive_id}, {"type", "unknown"}, {"locked", false},
+               {"removable", false},       {"io-status", "ok"}, {"inserted", inserted_json(block)}};
+    if (!block.device_id.empty()) {
+      entry["qdev"] = "/machine/peripheral/" + block.device_id;
+    }
+    list.push_back(std::move(entry));
+  }
+  return list;
+}
+
+QmpReply qmp_query_named_block_nodes(QmpContext& context, const Json&) {
+  Json list = Json::array();
+  for (const BlockInfo& block : context.machine.blocks()) {
+    list.push_back(inserted_json(block));
+  }
+  return list;
+}
+
+QmpReply qmp_query_blockstats(QmpContext& context, const Json&) {
+  Json list = Json::array();
+  for (const BlockInfo& block : context.machine.blocks()) {
+    if (!block.counters) {
+      continue;
+    }
+    const BlockCounters& c = *block.counters;
+    list.push_back({{"device", block.drive_id},
+                    {"node-name", block.drive_id},
+                    {"stats",
+                     {{"rd_bytes", c.read_bytes},
+                      {"wr_bytes", c.write_bytes},
+                      {"rd_operations", c.read_operations},
+                      {"wr_operations", c.write_operations},
+                      {"flush_operations", c.flush_operations}}}});
+  }
+  return list;
+}
+
+QmpReply qmp_query_chardev(QmpContext& context, const Json&) {
+  Json list = Json::array();
+  for (const ChardevInfo& chardev : context.machine.chardevs()) {
+    list.push_back(
+        {{"label", chardev.id}, {"filename", chardev.description}, {"frontend-open", chardev.connected}});
+  }
+  return list;
+}
+
+QmpReply qmp_query_iothreads(QmpContext& context, const Json&) {
+  Json list = Json::array();
+  for (const IothreadInfo& thread : context.machine.iothreads()) {
+    // They wait in epoll and never poll busily.
+    list.push_back({{"id", thread.id},
+                    {"thread-id", thread.thread_id},
+                    {"poll-max-ns", 0},
+                    {"poll-grow", 0},
+                    {"poll-shrink", 0},
+                    {"aio-max-batch", 0}});
+  }
+  return list;
+}
+
+QmpReply qmp_query_balloon(QmpContext& context, const Json&) {
+  const auto balloon = context.machine.balloon();
+  if (!balloon) {
+    return std::unexpected(
+        QmpError{.error_class = QmpErrorClass::kDeviceNotActive, .text = balloon.error().message});
+  }
+  Json reply{{"actual", balloon->actual}};
+  for (const auto& [name, value] : balloon->statistics) {
+    reply["statistics"][name] = value;
+  }
+  return reply;
+}
+
+QmpReply qmp_query_memory_size(QmpContext& context, const Json&) {
+  return Json{{"base-memory", context.machine.config().memory.size}, {"plugged-memory", 0}};
+}
+
+QmpReply qmp_empty_list(QmpContext&, const Json&) {
+  return Json::array();
+}
+
+}  // namespace wisp
