@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <optional>
 
 #include "hypervisor/kvm/kvm_abi.h"
 #include "hypervisor/kvm/kvm_ioctl.h"
@@ -220,12 +221,13 @@ void set_amd_topology(Table& table, const CpuTopology& topology, std::uint32_t a
   leaf->edx = 0;
 }
 
-// The best fraction `numerator` / `denominator` for tsc_khz / bus_khz with a numerator small enough that a
-// guest which computes bus_khz * numerator in 32 bits (Linux does) does not overflow: by continued fractions.
+// tsc_khz / bus_khz as a fraction with a numerator small enough that a guest which computes bus_khz *
+// numerator in 32 bits (Linux does) does not overflow: by continued fractions. Nothing where none comes
+// within a millionth.
 struct Fraction {
   std::uint32_t numerator, denominator;
 };
-Fraction clock_ratio(std::uint32_t tsc_khz, std::uint32_t bus_khz) {
+std::optional<Fraction> clock_ratio(std::uint32_t tsc_khz, std::uint32_t bus_khz) {
   const std::uint64_t limit = UINT32_MAX / bus_khz;
   std::uint64_t a = tsc_khz;
   std::uint64_t b = bus_khz;
@@ -248,19 +250,30 @@ Fraction clock_ratio(std::uint32_t tsc_khz, std::uint32_t bus_khz) {
     a = b;
     b = rest;
   }
-  return {static_cast<std::uint32_t>(p1), static_cast<std::uint32_t>(q1)};
+  const std::uint64_t exact = std::uint64_t{tsc_khz} * q1;
+  const std::uint64_t approximate = p1 * bus_khz;
+  const std::uint64_t error = exact > approximate ? exact - approximate : approximate - exact;
+  if (p1 == 0 || q1 == 0 || error > exact / 1'000'000) {
+    return std::nullopt;
+  }
+  return Fraction{static_cast<std::uint32_t>(p1), static_cast<std::uint32_t>(q1)};
 }
 
 void set_clock(Table& table, std::uint32_t tsc_khz) {
   if (tsc_khz == 0) {
     return;
   }
-  // Only Intel's guests look at 0x15 and 0x16. They take its crystal for the clock of the APIC timer too.
-  const Fraction ratio = clock_ratio(tsc_khz, kApicBusKhz);
-  if (table.vendor_is(kVendorIntel) && ratio.numerator != 0 && ratio.denominator != 0) {
-    table.set({.leaf = 0x15, .eax = ratio.denominator, .ebx = ratio.numerator, .ecx = kApicBusKhz * 1000});
+  // Only Intel's guests look at 0x15 and 0x16. They take its crystal for the clock of the APIC timer too, so
+  // it is that clock, or it is not told.
+  if (table.vendor_is(kVendorIntel)) {
+    if (const auto ratio = clock_ratio(tsc_khz, kApicBusKhz)) {
+      table.set(
+          {.leaf = 0x15, .eax = ratio->denominator, .ebx = ratio->numerator, .ecx = kApicBusKhz * 1000});
+    } else {
+      table.remove(0x15);
+    }
     const std::uint32_t mhz = std::min(tsc_khz / 1000, 0xffffU);
-    table.set({.leaf = 0x16, .eax = mhz, .ebx = mhz, .ecx = 0});
+    table.set({.leaf = 0x16, .eax = mhz, .ebx = mhz});
     table.raise_max(0, 0x16);
   }
   if (table.find(kHypervisorLeaf) != nullptr) {

@@ -13,7 +13,7 @@
 namespace wisp::kvm {
 
 struct CpuidInput {
-  CpuTopology topology;
+  CpuTopology topology = {};
   std::uint32_t index = 0;    // of the vCPU
   std::uint32_t tsc_khz = 0;  // 0: unknown, the frequency leaves stay out
   bool tsc_deadline = false;  // the local APIC timer has the deadline mode

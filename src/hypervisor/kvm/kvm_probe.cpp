@@ -181,17 +181,17 @@ std::optional<Ring0Probe> judge_ring0(const Ring0Samples& samples) {
                                 : 0;
   constexpr std::uint32_t kEnoughRounds = 3;
   if (total < kLimitNs / 4) {
-    return Ring0Probe{Ring0Verdict::kHardware, std::min(total, std::max(difference, 0.01)), {}};
+    return Ring0Probe{Ring0Verdict::kHardware, std::min(total, std::max(difference, 0.01))};
   }
   if (samples.rounds >= kEnoughRounds && difference < kLimitNs / 4) {
-    return Ring0Probe{Ring0Verdict::kHardware, difference, {}};
+    return Ring0Probe{Ring0Verdict::kHardware, difference};
   }
   const bool last = samples.rounds >= kRing0MostRounds;
   if ((samples.rounds >= kEnoughRounds && difference > 2 * kLimitNs) || (last && difference >= kLimitNs)) {
-    return Ring0Probe{Ring0Verdict::kEmulated, difference, {}};
+    return Ring0Probe{Ring0Verdict::kEmulated, difference};
   }
   if (last) {
-    return Ring0Probe{Ring0Verdict::kHardware, difference, {}};
+    return Ring0Probe{Ring0Verdict::kHardware, difference};
   }
   return std::nullopt;
 }

@@ -17,7 +17,7 @@ enum class Ring0Verdict : std::uint8_t { kHardware, kEmulated, kBroken };
 struct Ring0Probe {
   Ring0Verdict verdict = Ring0Verdict::kBroken;
   double ns_per_instruction = 0;  // an upper bound on hardware, where the time of the exit is a part of it
-  std::string failure;            // kBroken: what happened
+  std::string failure = {};       // kBroken: what happened
 };
 
 // Measures with a vCPU that has not run yet, or is parked without an access pending; its registers are kept.

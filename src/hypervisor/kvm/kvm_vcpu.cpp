@@ -13,9 +13,12 @@ namespace wisp::kvm {
 namespace {
 
 // Leaf 1 EBX holds the initial APIC id in its high byte.
-std::uint32_t apic_id_in(std::span<const CpuidEntry> cpuid) {
+Result<std::uint32_t> apic_id_in(std::span<const CpuidEntry> cpuid) {
   const auto leaf = std::ranges::find(cpuid, 1U, &CpuidEntry::leaf);
-  return leaf != cpuid.end() ? leaf->ebx >> 24 : UINT32_MAX;
+  if (leaf == cpuid.end()) {
+    return fail("saved CPU state has a CPUID without leaf 1");
+  }
+  return leaf->ebx >> 24;
 }
 
 }  // namespace
@@ -251,7 +254,7 @@ Result<CpuState> KvmVcpu::save() {
 Result<void> KvmVcpu::load(const CpuState& state) {
   WISP_TRY(check_no_access_pending());
   if (!state.cpuid.empty() && state.cpuid != cpuid_) {
-    const std::uint32_t apic_id = apic_id_in(state.cpuid);
+    WISP_ASSIGN(const std::uint32_t apic_id, apic_id_in(state.cpuid));
     if (apic_id != config_.apic_id) {
       return fail("saved CPU state belongs to the CPU with APIC id {}, not to vCPU {} with APIC id {}",
                   apic_id, config_.index, config_.apic_id);
