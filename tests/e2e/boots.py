@@ -80,7 +80,7 @@ def kata_line(checks, context, root_disk):
         "-name", "sandbox-e2e", "-uuid", "a1b2c3d4-0000-4000-8000-000000000001", "-smp", "1", "-m", "256",
         "-kernel", context.image("vmlinux"), "-initrd", context.image("initrd.img"),
         "-append", f"{QUICK} reboot=k root=/dev/vda ro {SHELL} net.ifnames=0 pci=off iommu=off acpi=off"
-                   " wisp.modules=cmdline,net,vsock,rng,console",
+                   " wisp.modules=net,vsock,rng,console",
         "-qmp", f"unix:{machine.qmp_path},server,nowait", "-D", "-disable-seccomp",
         "-machine", "type=microvm,dump-guest-core=off",
         "-object", "rng-random,id=objrng0,filename=/dev/urandom", "-device", "virtio-rng-device,rng=objrng0,id=virtio-rng0",

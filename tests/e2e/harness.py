@@ -3,6 +3,7 @@
 Standard library only. A machine is described once (`Machine`) and can be started by Wisp or, for comparison and for
 trying the tests themselves, by QEMU's microvm; the two differ in a few options only.
 """
+import codecs
 import collections
 import ctypes
 import hashlib
@@ -189,6 +190,7 @@ class Console:
         self.mark = 0  # what expect() has not consumed starts here
         self.count = 0
         self.at_end = False
+        self.decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
     def pump(self, seconds):
         """Reads what comes within `seconds`; False when there was nothing."""
@@ -197,7 +199,7 @@ class Console:
             return False
         data = os.read(self.output, 65536)
         self.at_end = not data
-        self.text += data.decode(errors="replace")
+        self.text += self.decode(data)
         return bool(data)
 
     def drain(self):
