@@ -5,7 +5,10 @@
 #include "base/clock.h"
 #include "base/entropy.h"
 #include "base/log.h"
+#include "virtio/balloon.h"
+#include "virtio/console.h"
 #include "virtio/rng.h"
+#include "virtio/support/fake_char_backend.h"
 
 namespace wisp::test {
 namespace {
@@ -35,12 +38,38 @@ std::unique_ptr<VirtioDevice> make_limited_rng(EventLoop& loop, const GuestMemor
       .value();
 }
 
+struct DeafBalloonHost final : BalloonHost {
+  [[nodiscard]] Result<void> discard(Gpa, std::uint64_t) override { return {}; }
+  void balloon_changed(std::uint64_t) override {}
+};
+
+std::unique_ptr<VirtioDevice> make_balloon(EventLoop& loop, const GuestMemory& memory, Keep& keep) {
+  return VirtioBalloon::create(loop, memory,
+                               {.id = "balloon0", .deflate_on_oom = true, .free_page_reporting = true},
+                               keep_new<DeafBalloonHost>(keep), quiet_log(keep), keep_new<SystemClock>(keep))
+      .value();
+}
+
+std::unique_ptr<VirtioDevice> make_console(EventLoop& loop, const GuestMemory& memory, Keep& keep) {
+  // A console that takes everything, a port that takes a little, and a hole between them.
+  std::vector<VirtioConsolePort> ports;
+  ports.push_back(
+      {{.id = "hvc", .chardev = "a", .nr = 0, .console = true}, &keep_new<FakeCharBackend>(keep)});
+  ports.push_back({{.id = "vport", .chardev = "b", .nr = 2, .name = "org.example"},
+                   &keep_new<FakeCharBackend>(keep, 100U)});
+  return VirtioConsole::create(loop, memory, {.id = "serial0"}, std::move(ports), quiet_log(keep),
+                               keep_new<SystemClock>(keep))
+      .value();
+}
+
 }  // namespace
 
 std::vector<HostileDevice> hostile_devices() {
   return {
       {"rng", make_rng},
       {"limited_rng", make_limited_rng},
+      {"balloon", make_balloon},
+      {"console", make_console},
   };
 }
 
