@@ -24,9 +24,15 @@ class CharReceiver {
   virtual void writable() {}
   // The terminal's size changed.
   virtual void resized(std::uint16_t /*columns*/, std::uint16_t /*rows*/) {}
+  // The user asked for a break on the line (escape key, b).
+  virtual void receive_break() {}
 };
 
-// Thread-safe. Never blocks: what the outside does not take at once waits in a bounded buffer.
+// Thread-safe. Never blocks: what the outside does not take at once waits in a bounded buffer. Destroyed by
+// its owner, never from a callback, after the receiver has been taken out.
+//
+// Locks: a receiver may call any function of its back end while it holds its own lock, except set_receiver(),
+// which waits for a running callback.
 class CharBackend {
  public:
   virtual ~CharBackend() = default;
@@ -43,8 +49,13 @@ class CharBackend {
   [[nodiscard]] virtual std::string description() const = 0;
   // Whether a peer is there.
   [[nodiscard]] virtual bool is_connected() const = 0;
-  // The terminal's size where it is one; 0, 0 else.
+  // The terminal's size (columns, rows) where it is one; 0, 0 else.
   [[nodiscard]] virtual std::pair<std::uint16_t, std::uint16_t> size() const { return {0, 0}; }
+  // Looks at the terminal's size again and tells the receiver where it changed: for the owner of SIGWINCH.
+  virtual void refresh_size() {}
+  // Puts a terminal back to the mode it was found in; also done when the back end goes. Async-signal-safe,
+  // for handlers of deadly signals.
+  virtual void restore_terminal() noexcept {}
 };
 
 }  // namespace wisp

@@ -8,7 +8,8 @@ namespace {
 
 constexpr std::uint32_t kVersion = 1;
 constexpr std::uint64_t kSecond = 1'000'000'000;
-constexpr std::int64_t kDay = 86'400;
+constexpr std::uint32_t kDaySeconds = 86'400;
+constexpr std::int64_t kDay = kDaySeconds;
 
 constexpr std::uint8_t kSeconds = 0x0;
 constexpr std::uint8_t kSecondsAlarm = 0x1;
@@ -241,8 +242,8 @@ std::uint64_t Rtc::seconds_to_alarm(std::int64_t from) const {
   // The first second after `from` that matches, field by field: at most a day, 25 hours, 61 minutes and 61
   // seconds looked at.
   const auto start = static_cast<std::uint32_t>(floor_mod(from + 1, kDay));
-  for (std::uint32_t at = start; at < start + 2 * kDay;) {
-    const std::uint32_t time = at % kDay;
+  for (std::uint32_t at = start; at < start + 2 * kDaySeconds;) {
+    const std::uint32_t time = at % kDaySeconds;
     if (!hour.matches(time / 3600)) {
       at += 3600 - at % 3600;
     } else if (!minute.matches(time / 60 % 60)) {

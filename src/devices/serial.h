@@ -29,9 +29,6 @@ class Serial final : public Device, public CharReceiver {
   Serial& operator=(const Serial&) = delete;
   ~Serial() override;
 
-  // The other end holds the line low for longer than a character: a break (Linux: the magic SysRq key).
-  void receive_break();
-
   [[nodiscard]] std::string_view name() const override { return "serial"; }
   void io_read(std::uint64_t offset, std::span<std::uint8_t> data) override;
   void io_write(std::uint64_t offset, std::span<const std::uint8_t> data) override;
@@ -42,6 +39,8 @@ class Serial final : public Device, public CharReceiver {
   [[nodiscard]] std::size_t can_receive() override;
   void receive(std::span<const std::uint8_t> bytes) override;
   void writable() override;
+  // Linux takes it as the magic SysRq key.
+  void receive_break() override;
 
  private:
   static constexpr std::size_t kFifoSize = 16;
