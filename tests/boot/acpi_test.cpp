@@ -176,8 +176,16 @@ Outcome run(const std::string& command) {
   return {::pclose(pipe.release()), output};
 }
 
-class Iasl : public ::testing::TestWithParam<AcpiDescription> {
+class AcpiTools : public ::testing::Test {
  protected:
+  // Puts the table into a file of its own and gives its path.
+  [[nodiscard]] std::string write(const AcpiTable& table) const {
+    const std::string path = (directory_ / (std::string(table.signature) + ".dat")).string();
+    std::ofstream(path, std::ios::binary)
+        .write(reinterpret_cast<const char*>(table.bytes.data()),
+               static_cast<std::streamsize>(table.bytes.size()));
+    return path;
+  }
   void SetUp() override {
     if (run("iasl -v").status != 0) {
       GTEST_FAIL() << "iasl is missing: apt-get install acpica-tools";
@@ -190,15 +198,15 @@ class Iasl : public ::testing::TestWithParam<AcpiDescription> {
   std::filesystem::path directory_;
 };
 
+class Iasl : public AcpiTools, public ::testing::WithParamInterface<AcpiDescription> {};
+
 TEST_P(Iasl, DisassemblesEveryTableAndCompilesItAgain) {
   for (const AcpiTable& table : build(GetParam()).tables) {
     if (table.signature == "RSD PTR ") {
       continue;  // iasl takes an RSDP only as data table source
     }
     const std::string base = (directory_ / std::string(table.signature)).string();
-    std::ofstream(base + ".dat", std::ios::binary)
-        .write(reinterpret_cast<const char*>(table.bytes.data()),
-               static_cast<std::streamsize>(table.bytes.size()));
+    ASSERT_EQ(write(table), base + ".dat");
     const Outcome disassembled = run("iasl -d " + base + ".dat");
     EXPECT_EQ(disassembled.status, 0) << disassembled.output;
     EXPECT_THAT(disassembled.output, Not(HasSubstr("Error")));
@@ -219,6 +227,27 @@ TEST_P(Iasl, DisassemblesEveryTableAndCompilesItAgain) {
 INSTANTIATE_TEST_SUITE_P(Machines, Iasl,
                          ::testing::Values(test::full_machine(), test::small_machine(),
                                            test::bare_machine()));
+
+// ACPICA, the interpreter that is also in Linux, runs the guest's part of the protocol of acpi_layout.h with
+// all registers reading zero, then all ones.
+TEST_F(AcpiTools, EventMethodNotifiesWhatChanged) {
+  const std::string file = write(table_of(build(test::full_machine()), "DSDT"));
+  const std::string commands = " -b 'execute \\_SB.VC14._STA;execute \\_SB.GED._EVT 9;quit' " + file;
+  const Outcome quiet = run("acpiexec" + commands);
+  EXPECT_THAT(quiet.output, HasSubstr("[Integer] = 0000000000000000"));
+  EXPECT_THAT(quiet.output, HasSubstr("No object was returned from evaluation of \\_SB.GED._EVT"));
+  EXPECT_THAT(quiet.output, Not(HasSubstr("Notify on")));
+
+  const Outcome events = run("acpiexec -fv 0xff" + commands);
+  EXPECT_THAT(events.output, HasSubstr("[Integer] = 000000000000000F"));
+  EXPECT_THAT(events.output, HasSubstr("Device Notify on [PWRB]"));
+  EXPECT_THAT(events.output, HasSubstr("Device Notify on [SLPB]"));
+  for (std::uint32_t slot = 0; slot < layout::kVirtioMmioSlots; ++slot) {
+    const std::string notified = fmt::format("System Notify on [VC{:02X}]", slot);
+    EXPECT_EQ(events.output.find(notified) != std::string::npos, slot >= 20) << notified;
+  }
+  EXPECT_THAT(events.output, Not(HasSubstr("Exception")));
+}
 
 TEST(Acpi, DsdtSaysWhatTheDescriptionSays) {
   const AcpiDescription machine = test::full_machine();
