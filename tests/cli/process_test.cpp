@@ -1,0 +1,158 @@
+#include "cli/process.h"
+
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include <array>
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+
+namespace wisp {
+namespace {
+
+class ProcessTest : public testing::Test {
+ protected:
+  ProcessTest() {
+    char name[] = "/tmp/wisp-process-XXXXXX";
+    directory_ = ::mkdtemp(name);
+    path_ = directory_ + "/pid";
+  }
+  ~ProcessTest() override { std::filesystem::remove_all(directory_); }
+  [[nodiscard]] std::string text() const {
+    std::ifstream file(path_);
+    return {std::istreambuf_iterator<char>(file), {}};
+  }
+  std::string directory_;
+  std::string path_;
+};
+
+TEST_F(ProcessTest, PidFileHoldsThePidAndGoesAtTheEnd) {
+  {
+    const auto pidfile = PidFile::create(path_);
+    ASSERT_TRUE(pidfile.has_value());
+    EXPECT_EQ(text(), std::to_string(::getpid()) + "\n");
+  }
+  EXPECT_FALSE(std::filesystem::exists(path_));
+}
+
+TEST_F(ProcessTest, AHeldPidFileIsRefusedAndKept) {
+  const auto first = PidFile::create(path_);
+  ASSERT_TRUE(first.has_value());
+  const auto second = PidFile::create(path_);
+  ASSERT_FALSE(second.has_value());
+  EXPECT_EQ(second.error().message, "-pidfile: '" + path_ +
+                                        "' is held by another running process; name another path or end that "
+                                        "process");
+  EXPECT_EQ(text(), std::to_string(::getpid()) + "\n");
+}
+
+TEST_F(ProcessTest, AStalePidFileIsOverwrittenWhole) {
+  std::ofstream(path_) << "12345678901234567890\nmore\n";
+  const auto pidfile = PidFile::create(path_);
+  ASSERT_TRUE(pidfile.has_value());
+  EXPECT_EQ(text(), std::to_string(::getpid()) + "\n");
+}
+
+TEST_F(ProcessTest, SomebodyElsesPidFileIsKept) {
+  {
+    const auto pidfile = PidFile::create(path_);
+    ASSERT_TRUE(pidfile.has_value());
+    std::filesystem::remove(path_);
+    std::ofstream(path_) << "1\n";
+  }
+  EXPECT_EQ(text(), "1\n");
+}
+
+TEST_F(ProcessTest, APidFileIsNeverADirectoryLinkOrDevice) {
+  EXPECT_FALSE(PidFile::create(directory_).has_value());
+  EXPECT_FALSE(PidFile::create(directory_ + "/no/such/place").has_value());
+  EXPECT_THAT(PidFile::create("/dev/null").error().message, testing::HasSubstr("is not a regular file"));
+  std::ofstream(directory_ + "/victim") << "precious";
+  std::filesystem::create_symlink(directory_ + "/victim", path_);
+  EXPECT_FALSE(PidFile::create(path_).has_value());
+  std::filesystem::rename(directory_ + "/victim", path_);
+  EXPECT_EQ(text(), "precious");
+}
+
+// Runs `work` in a child and gives its exit status.
+int status_of_child(const std::function<int()>& work) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::_exit(work());
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+TEST_F(ProcessTest, TheForegroundEndsWellOnceTheBackgroundIsReady) {
+  // The background process tells through a pipe that it lives on in a session of its own.
+  std::array<int, 2> ends{};
+  ASSERT_EQ(::pipe2(ends.data(), O_CLOEXEC), 0);
+  const UniqueFd in(ends[0]);
+  UniqueFd out(ends[1]);
+  EXPECT_EQ(status_of_child([&] {
+              auto daemon = Daemon::start();
+              if (!daemon || !daemon->ready()) {
+                return 9;
+              }
+              struct stat input{};
+              struct stat null{};
+              ::fstat(STDIN_FILENO, &input);
+              ::stat("/dev/null", &null);
+              const bool good = ::getsid(0) == ::getpid() && input.st_rdev == null.st_rdev;
+              [[maybe_unused]] const ssize_t written = ::write(out.get(), good ? "y" : "n", 1);
+              return 7;
+            }),
+            0);
+  out.reset();
+  char answer = 0;
+  EXPECT_EQ(::read(in.get(), &answer, 1), 1);
+  EXPECT_EQ(answer, 'y');
+}
+
+TEST_F(ProcessTest, TheForegroundFailsAsTheBackgroundDid) {
+  EXPECT_EQ(status_of_child([] {
+              const auto daemon = Daemon::start();
+              return daemon ? 2 : 9;
+            }),
+            2);
+  EXPECT_EQ(status_of_child([] {
+              const auto daemon = Daemon::start();
+              std::raise(SIGKILL);
+              return daemon ? 0 : 9;
+            }),
+            1);
+}
+
+TEST_F(ProcessTest, SignalsArriveOnTheLoop) {
+  EXPECT_EQ(status_of_child([] {
+              const auto loop = *EventLoop::create();
+              int last = 0;
+              const auto signals = Signals::create(*loop, [&](int signal) { last = signal; });
+              if (!signals) {
+                return 1;
+              }
+              for (const int signal : {SIGTERM, SIGINT, SIGHUP}) {
+                ::kill(::getpid(), signal);
+                loop->run_once(1000);
+                if (last != signal) {
+                  return 2;
+                }
+              }
+              std::array<int, 2> ends{};
+              if (::pipe2(ends.data(), O_CLOEXEC) != 0) {
+                return 3;
+              }
+              ::close(ends[0]);
+              return ::write(ends[1], "x", 1) < 0 ? 42 : 4;  // SIGPIPE did not end us
+            }),
+            42);
+}
+
+}  // namespace
+}  // namespace wisp
