@@ -1,9 +1,13 @@
 #include "machine/backends.h"
 
 #include "block/drive.h"
+#include "chardev/char_options.h"
+#include "virtio/rng.h"
 
 namespace wisp {
 namespace {
+
+constexpr const char* kKernelRandom = "/dev/urandom";
 
 template <typename Map>
 Result<void> check_new(const Map& map, const char* option, const std::string& id) {
@@ -59,6 +63,14 @@ Result<void> Backends::add_netdev(const BackendConfig& config) {
   return {};
 }
 
+Result<void> Backends::add_chardev(const BackendConfig& config) {
+  WISP_TRY(check_new(chardevs_, "chardev", config.id));
+  WISP_ASSIGN(const CharConfig parsed, char_config(config.kind, config.id, config.properties));
+  WISP_ASSIGN(auto backend, create_char_backend(parsed, loop_, log_));
+  chardevs_.emplace(config.id, ChardevEntry{.backend = std::move(backend), .user = {}});
+  return {};
+}
+
 Result<void> Backends::remove_drive(const std::string& id) {
   return remove_unused(drives_, "drive", id);
 }
@@ -95,12 +107,23 @@ Result<CharBackend*> Backends::use_chardev(const std::string& id, const std::str
   return entry->backend.get();
 }
 
-Result<EntropySource*> Backends::use_rng(const std::string& id) {
-  const auto found = rngs_.find(id);
-  if (found == rngs_.end()) {
+Result<void> Backends::add_object(const BackendConfig& config) {
+  WISP_TRY(check_new(rng_files_, "object", config.id));
+  rng_files_.emplace(config.id, config.properties.get_string("filename", kKernelRandom));
+  return {};
+}
+
+Result<std::unique_ptr<EntropySource>> Backends::open_rng(const std::string& id) const {
+  const auto found = rng_files_.find(id);
+  if (found == rng_files_.end()) {
     return fail("there is no object rng-random with id '{}'", id);
   }
-  return found->second.get();
+  if (found->second == kKernelRandom || found->second == "/dev/random") {
+    // The same bytes without a file.
+    return std::make_unique<SystemEntropy>();
+  }
+  WISP_ASSIGN(auto file, FileEntropy::open(found->second));
+  return std::unique_ptr<EntropySource>(std::move(file));
 }
 
 void Backends::release(const std::string& user) {

@@ -41,7 +41,8 @@ class Backends final {
   // Moves the back end into the device. The id stays known, as used up, until the netdev is removed.
   [[nodiscard]] Result<Netdev> take_netdev(const std::string& id, const std::string& user);
   [[nodiscard]] Result<CharBackend*> use_chardev(const std::string& id, const std::string& user);
-  [[nodiscard]] Result<EntropySource*> use_rng(const std::string& id);
+  // A source of its own for each device that names the object.
+  [[nodiscard]] Result<std::unique_ptr<EntropySource>> open_rng(const std::string& id) const;
   // The device with this id is gone.
   void release(const std::string& user);
 
@@ -69,7 +70,7 @@ class Backends final {
   std::map<std::string, DriveEntry> drives_;
   std::map<std::string, NetdevEntry> netdevs_;
   std::map<std::string, ChardevEntry> chardevs_;
-  std::map<std::string, std::unique_ptr<EntropySource>> rngs_;
+  std::map<std::string, std::string> rng_files_;  // by id
 };
 
 }  // namespace wisp

@@ -1,4 +1,5 @@
-// Makes virtio devices from their configuration: the one place that knows every device class.
+// Makes virtio devices from their configuration: with the table (device_table.cpp), the one place that knows
+// every device class.
 #pragma once
 
 #include <cstdint>
@@ -18,13 +19,12 @@
 #include "machine/config.h"
 #include "machine/guest_ram.h"
 #include "machine/machine_control.h"
+#include "virtio/balloon.h"
 #include "virtio/device.h"
 
 namespace wisp {
 
-class VirtioBalloon;
-
-class DeviceFactory final {
+class DeviceFactory final : private BalloonHost {
  public:
   struct Parts {
     Backends& backends;
@@ -38,6 +38,9 @@ class DeviceFactory final {
     std::function<void(std::uint64_t actual)> balloon_changed;
   };
   explicit DeviceFactory(Parts parts) : parts_(std::move(parts)) {}
+  DeviceFactory(const DeviceFactory&) = delete;
+  DeviceFactory& operator=(const DeviceFactory&) = delete;
+  ~DeviceFactory() override = default;
 
   // Whether the driver takes a virtio slot of its own (the ports of a virtio-serial device and isa-debug-exit
   // do not).
@@ -45,8 +48,6 @@ class DeviceFactory final {
   // What -device isa-debug-exit asks for, where it is among the devices.
   [[nodiscard]] static std::optional<DebugExitOptions> debug_exit_options(
       std::span<const DeviceConfig> devices);
-  // The slot that addr= names.
-  [[nodiscard]] static std::optional<std::uint32_t> wanted_slot(const DeviceConfig& device);
 
   // `all` are the machine's devices, among them the ports of a virtio-serial device.
   [[nodiscard]] Result<std::unique_ptr<VirtioDevice>> create(const DeviceConfig& device,
@@ -59,6 +60,32 @@ class DeviceFactory final {
   [[nodiscard]] Result<void> set_balloon(std::uint64_t bytes);
 
  private:
+  using Made = Result<std::unique_ptr<VirtioDevice>>;
+  using Maker = Made (DeviceFactory::*)(const DeviceConfig&, EventLoop&, std::span<const DeviceConfig>);
+  struct MakerEntry {
+    std::string_view driver;
+    Maker maker;
+  };
+  struct MakerTable;
+  [[nodiscard]] static const MakerEntry* find_maker(std::string_view driver);
+
+  [[nodiscard]] Made make_blk(const DeviceConfig& device, EventLoop& loop, std::span<const DeviceConfig> all);
+  [[nodiscard]] Made make_net(const DeviceConfig& device, EventLoop& loop, std::span<const DeviceConfig> all);
+  [[nodiscard]] Made make_rng(const DeviceConfig& device, EventLoop& loop, std::span<const DeviceConfig> all);
+  [[nodiscard]] Made make_balloon(const DeviceConfig& device, EventLoop& loop,
+                                  std::span<const DeviceConfig> all);
+  [[nodiscard]] Made make_vsock(const DeviceConfig& device, EventLoop& loop,
+                                std::span<const DeviceConfig> all);
+  [[nodiscard]] Made make_vhost_vsock(const DeviceConfig& device, EventLoop& loop,
+                                      std::span<const DeviceConfig> all);
+
+  [[nodiscard]] Made make_console(const DeviceConfig& device, EventLoop& loop,
+                                  std::span<const DeviceConfig> all);
+
+  // BalloonHost
+  [[nodiscard]] Result<void> discard(Gpa gpa, std::uint64_t size) override;
+  void balloon_changed(std::uint64_t actual) override { parts_.balloon_changed(actual); }
+
   const Parts parts_;
   VirtioBalloon* balloon_ = nullptr;
   std::string balloon_id_;

@@ -10,6 +10,12 @@ namespace {
 
 constexpr std::size_t kMaxIothreads = 8;
 
+// The slot that addr= names.
+std::optional<std::uint32_t> wanted_slot(const DeviceConfig& device) {
+  const auto address = device.properties.find_uint("addr");
+  return address ? std::optional(static_cast<std::uint32_t>(*address)) : std::nullopt;
+}
+
 }  // namespace
 
 Machine::Machine(MachineConfig config, std::unique_ptr<Hypervisor> engine, const MachineServices& services)
@@ -165,7 +171,7 @@ Result<EventLoop*> Machine::loop_for(const DeviceConfig& device) {
 Result<void> Machine::attach_device(const DeviceConfig& device, bool hotplug) {
   auto made = factory_->create(device, config_.devices);
   if (made) {
-    if (auto slot = slots_->attach(device.id, *std::move(made), factory_->wanted_slot(device)); slot) {
+    if (auto slot = slots_->attach(device.id, *std::move(made), wanted_slot(device)); slot) {
       if (hotplug) {
         platform_->slot_hotplug().set_present(slots_->present());
       }
@@ -278,17 +284,6 @@ void Machine::resume_devices() {
     VirtioDevice& device = slot.transport->device();
     const std::lock_guard lock(device.strand().mutex());
     device.resume();
-  }
-}
-
-template <typename... Args>
-void Machine::tell(void (MachineEvents::*event)(Args...), std::type_identity_t<Args>... args) {
-  // A listener may leave while it is told.
-  const std::vector<MachineEvents*> listeners = events_;
-  for (MachineEvents* listener : listeners) {
-    if (std::ranges::find(events_, listener) != events_.end()) {
-      (listener->*event)(args...);
-    }
   }
 }
 

@@ -1,12 +1,14 @@
 // A running microVM: owns every part of it and its life cycle.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "base/clock.h"
@@ -116,7 +118,15 @@ class Machine final : public MachineControl, private VcpuEvents {
   void guest_reset();
   void debug_exit();
   template <typename... Args>
-  void tell(void (MachineEvents::*event)(Args...), std::type_identity_t<Args>... args);
+  void tell(void (MachineEvents::*event)(Args...), const std::type_identity_t<Args>&... args) {
+    // A listener may leave while it is told.
+    const std::vector<MachineEvents*> listeners = events_;
+    for (MachineEvents* listener : listeners) {
+      if (std::ranges::find(events_, listener) != events_.end()) {
+        (listener->*event)(args...);
+      }
+    }
+  }
 
   MachineConfig config_;
   const std::unique_ptr<Hypervisor> engine_;
