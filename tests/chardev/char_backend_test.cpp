@@ -326,6 +326,7 @@ TEST_F(CharTest, APeerThatWentWhileNobodyReceivesMakesRoomForTheNext) {
 
 TEST_F(CharTest, AReceiverCanBeReplacedWhileBytesArrive) {
   create(server());
+  backend_->set_receiver(nullptr);
   const UniqueFd client = connect_to(socket_path());
   std::atomic<bool> stop = false;
   std::thread runner([&] {
