@@ -9,8 +9,9 @@ namespace wisp::test {
 
 using namespace virtio_mmio;
 
-MmioHarness::MmioHarness(const Factory& factory)
-    : loop_(EventLoop::create().value()),
+MmioHarness::MmioHarness(const Factory& factory, FakeGuest::Range ram)
+    : guest_({ram}),
+      loop_(EventLoop::create().value()),
       log_fd_(::memfd_create("log", MFD_CLOEXEC)),
       log_(log_fd_.get(), LogLevel::kWarning),
       factory_(factory),

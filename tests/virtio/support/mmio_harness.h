@@ -40,7 +40,9 @@ class MmioHarness final {
  public:
   using Factory = std::function<std::unique_ptr<VirtioDevice>(EventLoop& loop, const GuestMemory& memory)>;
 
-  explicit MmioHarness(const Factory& factory);
+  explicit MmioHarness(const Factory& factory)
+      : MmioHarness(factory, {FakeGuest::kBase, FakeGuest::kDefaultSize}) {}
+  MmioHarness(const Factory& factory, FakeGuest::Range ram);
   MmioHarness(const MmioHarness&) = delete;
   MmioHarness& operator=(const MmioHarness&) = delete;
   ~MmioHarness();
