@@ -1,6 +1,7 @@
 #include "boot/boot.h"
 
 #include <algorithm>
+#include <array>
 
 #include "boot/command_line.h"
 #include "boot/layout.h"
@@ -38,6 +39,9 @@ Result<T> about(std::string_view what, const std::string& path, Result<T> result
   }
   return result;
 }
+
+// mov al, 0xfe; out 0x64, al (i8042: pulse the reset line); then halt for good.
+constexpr std::array<std::uint8_t, 7> kResetCode{0xB0, 0xFE, 0xE6, 0x64, 0xF4, 0xEB, 0xFD};
 
 Result<Gpa> write_acpi(const AcpiDescription& description, const GuestMemory& memory) {
   WISP_ASSIGN(const AcpiTables tables, build_acpi(description, layout::kAcpiTables, layout::kAcpiSpace));
@@ -114,6 +118,8 @@ Result<BootState> prepare_boot(const BootDescription& description, const GuestMe
     WISP_ASSIGN(state.rsdp, write_acpi(*description.acpi, memory));
   }
   WISP_TRY(write(memory, layout::kMpTable, build_mp_table(layout::kMpTable, description.cpus), "MP table"));
+
+  WISP_TRY(write(memory, layout::kResetVector, kResetCode, "reset vector"));
 
   std::vector<std::uint8_t> text(state.command_line.begin(), state.command_line.end());
   text.push_back(0);

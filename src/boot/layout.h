@@ -52,7 +52,11 @@ inline constexpr std::uint64_t kAcpiSpace = 0x1'0000;
 // MP floating pointer and MP table: in the third place where the MP specification (1.4, section 4) has
 // operating systems look. The first two, EBDA and the last KiB of base memory, are too small for many CPUs.
 inline constexpr Gpa kMpTable = 0xF'0000;
-inline constexpr std::uint64_t kMpSpace = 0x1'0000;
+inline constexpr std::uint64_t kMpSpace = 0xFFF0;
+// Where a PC's firmware is entered in real mode. A kernel that knows no better way to restart the machine
+// jumps here (Linux does by default where ACPI is hardware-reduced and there is no EFI): what lies here
+// resets the machine.
+inline constexpr Gpa kResetVector = 0xF'FFF0;
 inline constexpr Gpa kBiosEnd = 0x10'0000;
 
 // Nothing of a kernel image may be loaded below this.

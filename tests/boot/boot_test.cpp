@@ -69,6 +69,7 @@ TEST(PrepareBoot, Linux64WithInitrdAcpiAndDevices) {
   EXPECT_EQ(ram.at<std::uint64_t>(state->cpu.sregs.cr3), layout::kPdpt | 3);
   EXPECT_EQ(ram.at<std::uint64_t>(state->cpu.sregs.gdt.base + 0x10), 0x00AF'9B00'0000'FFFFU);
   EXPECT_EQ(ram.bytes(layout::kMpTable, 4), (Bytes{'_', 'M', 'P', '_'}));
+  EXPECT_EQ(ram.bytes(layout::kResetVector, 4), (Bytes{0xB0, 0xFE, 0xE6, 0x64}));
   EXPECT_EQ(state->devices_not_named, 0U);
 }
 
