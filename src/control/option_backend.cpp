@@ -32,7 +32,8 @@ std::string strato_serial(const std::string& value) {
   if (value.starts_with("file:")) {
     return "file,path=" + value.substr(5);
   }
-  return value == "mon:stdio" ? "stdio" : value;
+  // There is no monitor beside the console, but its escape key is the same.
+  return value == "mon:stdio" ? "stdio,mux=on" : value;
 }
 
 }  // namespace
@@ -78,9 +79,6 @@ Result<void> take_serial(CommandLineBuilder& builder, const OptionSpec& option, 
   if (value.starts_with("chardev:")) {
     machine.serial = value.substr(8);
     return check_id(*machine.serial, what);
-  }
-  if (value == "mon:stdio") {
-    builder.warn(what + ": there is no monitor beside the console; use -qmp for control");
   }
   WISP_ASSIGN(auto pairs, split_options(strato_serial(value), "backend"));
   WISP_ASSIGN(const std::string kind, take_value(pairs, "backend", what));

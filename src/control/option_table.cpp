@@ -75,7 +75,6 @@ Result<void> refuse(CommandLineBuilder&, const OptionSpec& option, const std::st
 }
 
 constexpr OptionValue kNone = OptionValue::kNone;
-constexpr OptionValue kOne = OptionValue::kOne;
 using Group = OptionGroup;
 
 constexpr auto kOptions = std::to_array<OptionSpec>({

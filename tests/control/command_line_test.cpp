@@ -221,6 +221,7 @@ TEST(CommandLine, SerialForms) {
   }
   const MachineConfig port = machine("-serial socket,port=4444,host=127.0.0.1,server,nowait");
   EXPECT_EQ(port.chardevs.at(0).properties.get_uint("port", 0), 4444U);
+  EXPECT_TRUE(machine("-serial mon:stdio").chardevs.at(0).properties.get_bool("mux", false));
   EXPECT_EQ(machine("-serial chardev:con -chardev pty,id=con").serial, "con");
   EXPECT_EQ(machine("-serial none").serial, std::nullopt);
 }
@@ -276,7 +277,7 @@ TEST(CommandLine, WhatLibvirtGivesIsTakenWithAWarningEach) {
       "-smp 1,maxcpus=2",
       "-m 64,maxmem=1G",
       "-cpu host,pmu=off",
-      "-serial mon:stdio",
+
       "-drive id=d,file=f",
       "-netdev user,id=n",
       "-chardev pty,id=c",

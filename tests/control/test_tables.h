@@ -97,6 +97,9 @@ inline constexpr auto kNetdevs = std::to_array<DriverInfo>({
     {.name = "user", .help = "passt", .properties = kNoProperties},
     {.name = "vhost-user", .help = "another process", .properties = kVhostUserProperties},
 });
+inline constexpr auto kStdioProperties = std::to_array<PropertySpec>({
+    {.name = "mux", .kind = PropertyKind::kBool, .help = "an escape key"},
+});
 inline constexpr auto kFileProperties = std::to_array<PropertySpec>({
     {.name = "path", .help = "path of the file", .required = true, .maximum = 4095},
 });
@@ -108,7 +111,7 @@ inline constexpr auto kSocketProperties = std::to_array<PropertySpec>({
     {.name = "wait", .kind = PropertyKind::kBool, .help = "start with a peer only"},
 });
 inline constexpr auto kChardevs = std::to_array<DriverInfo>({
-    {.name = "stdio", .help = "the terminal", .properties = kNoProperties},
+    {.name = "stdio", .help = "the terminal", .properties = kStdioProperties},
     {.name = "pty", .help = "a new pseudo terminal", .properties = kNoProperties},
     {.name = "null", .help = "nothing", .properties = kNoProperties},
     {.name = "file", .help = "a file", .properties = kFileProperties},
