@@ -282,7 +282,10 @@ void VirtioBlk::process(std::uint16_t index) {
   queue.disable_notifications();
   for (std::uint32_t left = kChainsPerNotify; !broken_; --left) {
     if (left == 0) {
-      signal_eventfd(state.kick_fd);
+      if (queue.enable_notifications()) {
+        queue.disable_notifications();
+        signal_eventfd(state.kick_fd);
+      }
       return;
     }
     if (state.free.empty()) {

@@ -31,8 +31,8 @@ std::vector<BlockRequest*> pointers(std::vector<BlockRequest>& requests) {
 TEST(ThrottledBackend, RequestsOverTheLimitWaitInOrder) {
   FakeClock clock;
   ThrottledBackend backend(std::make_unique<MemoryBackend>(1 << 20), {.iops = 10, .iops_burst = 2}, clock);
-  BackendDriver driver(backend);
   std::vector<BlockRequest> requests(5, BlockRequest{.op = BlockOp::kFlush});
+  BackendDriver driver(backend);
   driver.start(pointers(requests));
   ASSERT_EQ(driver.done().size(), 2U);
   EXPECT_EQ(backend.in_flight(), 3U);
@@ -47,8 +47,8 @@ TEST(ThrottledBackend, RequestsOverTheLimitWaitInOrder) {
 TEST(ThrottledBackend, ATimerThatComesEarlyLetsNothingThrough) {
   FakeClock clock;
   ThrottledBackend backend(std::make_unique<MemoryBackend>(1 << 20), {.iops = 1000, .iops_burst = 1}, clock);
-  BackendDriver driver(backend);
   std::vector<BlockRequest> requests(2, BlockRequest{.op = BlockOp::kFlush});
+  BackendDriver driver(backend);
   driver.start(pointers(requests));
   for (int i = 0; i < 5; ++i) {
     driver.loop().run_once(5);  // real milliseconds pass, the clock stands
@@ -59,10 +59,10 @@ TEST(ThrottledBackend, ATimerThatComesEarlyLetsNothingThrough) {
 TEST(ThrottledBackend, BytesAreCountedForTransfersAndZeroes) {
   FakeClock clock;
   ThrottledBackend backend(std::make_unique<MemoryBackend>(1 << 20), {.bps = 8192, .bps_burst = 4096}, clock);
-  BackendDriver driver(backend);
   std::vector<BlockRequest> requests{{.op = BlockOp::kDiscard, .length = 1 << 20},
                                      {.op = BlockOp::kWriteZeroes, .length = 4096},
                                      {.op = BlockOp::kWriteZeroes, .offset = 4096, .length = 4096}};
+  BackendDriver driver(backend);
   driver.start(pointers(requests));
   EXPECT_EQ(driver.done().size(), 2U);
   clock.now += 499'999'999;
@@ -75,8 +75,8 @@ TEST(ThrottledBackend, BytesAreCountedForTransfersAndZeroes) {
 TEST(ThrottledBackend, DrainLetsWaitingRequestsThroughOrCancelsThem) {
   FakeClock clock;
   ThrottledBackend backend(std::make_unique<MemoryBackend>(1 << 20), {.iops = 1, .iops_burst = 1}, clock);
-  BackendDriver driver(backend);
   std::vector<BlockRequest> requests(4, BlockRequest{.op = BlockOp::kFlush});
+  BackendDriver driver(backend);
   driver.start(pointers(requests));
   driver.drain(DrainMode::kComplete);
   ASSERT_EQ(driver.done().size(), 4U);
@@ -114,8 +114,8 @@ TEST(ThrottledBackend, DetachCancelsAndAttachWorksAgain) {
 TEST(ThrottledBackend, KeepsItsRateInRealTime) {
   const SystemClock clock;
   ThrottledBackend backend(std::make_unique<MemoryBackend>(1 << 20), {.iops = 200, .iops_burst = 1}, clock);
-  BackendDriver driver(backend);
   std::vector<BlockRequest> requests(40, BlockRequest{.op = BlockOp::kFlush});
+  BackendDriver driver(backend);
   const std::uint64_t start = clock.monotonic_ns();
   driver.start(pointers(requests));
   ASSERT_TRUE(driver.wait(40));

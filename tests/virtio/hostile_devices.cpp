@@ -5,7 +5,9 @@
 #include "base/clock.h"
 #include "base/entropy.h"
 #include "base/log.h"
+#include "block/support/memory_backend.h"
 #include "virtio/balloon.h"
+#include "virtio/blk.h"
 #include "virtio/console.h"
 #include "virtio/rng.h"
 #include "virtio/support/fake_char_backend.h"
@@ -62,14 +64,20 @@ std::unique_ptr<VirtioDevice> make_console(EventLoop& loop, const GuestMemory& m
       .value();
 }
 
+std::unique_ptr<VirtioDevice> make_blk(EventLoop& loop, const GuestMemory& memory, Keep& keep) {
+  return VirtioBlk::create(loop, memory, {.id = "blk0", .drive = "disk", .serial = "S", .num_queues = 2},
+                           keep_new<MemoryBackend>(keep, 1UL << 20), quiet_log(keep),
+                           keep_new<SystemClock>(keep))
+      .value();
+}
+
 }  // namespace
 
 std::vector<HostileDevice> hostile_devices() {
   return {
-      {"rng", make_rng},
-      {"limited_rng", make_limited_rng},
-      {"balloon", make_balloon},
-      {"console", make_console},
+      {"rng", make_rng},         {"limited_rng", make_limited_rng},
+      {"balloon", make_balloon}, {"console", make_console},
+      {"blk", make_blk},
   };
 }
 
