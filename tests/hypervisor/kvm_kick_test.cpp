@@ -122,7 +122,7 @@ TEST_F(KvmKick, NoneOfThousandsIsLost) {
       std::this_thread::sleep_for(std::chrono::microseconds(50));
     }
   });
-  constexpr std::uint32_t kKicks = 4000;
+  constexpr std::uint32_t kKicks = 3000;
   for (std::uint32_t i = 1; i <= kKicks; ++i) {
     asked.store(i);
     guest.vcpu().kick();
@@ -183,7 +183,7 @@ TEST_F(KvmKick, RacesWithTheEndOfTheThread) {
   };
   std::thread first(kick_on);
   std::thread second(kick_on);
-  for (int i = 0; i < 300; ++i) {
+  for (int i = 0; i < 100; ++i) {
     std::thread([&] { EXPECT_TRUE(std::holds_alternative<InterruptedExit>(guest.vcpu().run())); }).join();
   }
   stop = true;

@@ -1,4 +1,13 @@
 // RAM and ROM as memory slots, driven through an address space, and the dirty log.
+#include "hypervisor/kvm/kvm_memory.h"
+
+#include <fcntl.h>
+
+#include <optional>
+
+#include "base/unique_fd.h"
+#include "hypervisor/kvm/kvm_abi.h"
+#include "hypervisor/kvm/kvm_ioctl.h"
 #include "hypervisor/kvm_guest.h"
 #include "memory/address_space.h"
 
@@ -121,10 +130,14 @@ TEST_F(KvmMemory, OverlapsAreRefusedByKvmWithTheName) {
   EXPECT_NE(refused.error().message.find("0x1000"), std::string::npos);
 }
 
-TEST_F(KvmMemory, SlotsAreUsedAgain) {
-  KvmGuest guest;
+TEST_F(KvmMemory, SlotsAreUsedAgainAndRunOut) {
+  constexpr std::uint32_t kSlots = 4;
+  const UniqueFd device(::open("/dev/kvm", O_RDWR | O_CLOEXEC));
+  ASSERT_TRUE(device.valid());
+  const UniqueFd vm(kvm::call(device.get(), KVM_CREATE_VM, 0UL));
+  ASSERT_TRUE(vm.valid());
+  kvm::MemoryListener listener(vm.get(), kSlots);
   const HostPages host(0x1000);
-  AddressSpaceListener& listener = guest.vm().memory_listener();
   const auto at = [&](std::uint64_t i) {
     return FlatRange{.start = 0xc0000000 + i * 0x1000,
                      .size = 0x1000,
@@ -132,15 +145,18 @@ TEST_F(KvmMemory, SlotsAreUsedAgain) {
                      .host = host.data(),
                      .name = "page"};
   };
-  // More rounds than there could be slots if they leaked (32,764 is the most that Linux has).
-  for (int round = 0; round < 700; ++round) {
-    for (std::uint64_t i = 0; i < 50; ++i) {
-      must(listener.range_added(at(i)));
-    }
-    for (std::uint64_t i = 0; i < 50; ++i) {
-      listener.range_removed(at(i));
-    }
+  for (std::uint64_t i = 0; i < kSlots; ++i) {
+    must(listener.range_added(at(i)));
   }
+  const auto full = listener.range_added(at(kSlots));
+  ASSERT_FALSE(full.has_value());
+  EXPECT_NE(full.error().message.find("all 4 memory slots"), std::string::npos) << full.error().message;
+  // Whichever comes free is used by the next.
+  for (std::uint64_t i = 0; i < 20; ++i) {
+    listener.range_removed(at(i));
+    must(listener.range_added(at(i + kSlots)));
+  }
+  EXPECT_FALSE(listener.range_added(at(100)).has_value());
 }
 
 TEST_F(KvmMemory, DirtyLog) {

@@ -129,6 +129,47 @@ TEST_F(KvmState, WholeStateRoundTripsIntoAnotherVm) {
   }
 }
 
+// Whether this host's KVM sets a guest's counter at all; one that interprets guests in software may not.
+bool counter_can_be_set() {
+  KvmGuest guest;
+  CpuState state = must(guest.vcpu().save());
+  const std::uint64_t hours_ahead = msr_value(state, kTsc) + state.tsc_khz * 10'000'000;
+  set_msr(state, kTsc, hours_ahead);
+  must(guest.vcpu().load(state));
+  return msr_value(must(guest.vcpu().save()), kTsc) >= hours_ahead;
+}
+
+// A guest saved in its first second of life goes on from there, on all its CPUs, though KVM would rather take
+// the values for an attempt to synchronise.
+TEST_F(KvmState, AYoungGuestsClockIsNotSetBack) {
+  VmOptions options;
+  options.max_vcpus = 3;
+  options.topology.cores = 3;
+  KvmGuest guest(options);
+  const bool can_be_set = counter_can_be_set();
+  std::vector<CpuState> states;
+  for (std::size_t i = 0; i < 3; ++i) {
+    states.push_back(must(guest.vcpu(i).save()));
+  }
+  const std::uint64_t second = states[0].tsc_khz * 1000;
+  const std::uint64_t saved = msr_value(states[0], kTsc) + second * 3 / 5;
+  for (std::size_t i = 0; i < 3; ++i) {
+    set_msr(states[i], kTsc, saved + i * 1000);  // read one after another
+    must(guest.vcpu(i).load(states[i]));
+  }
+  std::uint64_t least = UINT64_MAX;
+  std::uint64_t most = 0;
+  for (std::size_t i = 0; i < 3; ++i) {
+    const std::uint64_t now = msr_value(must(guest.vcpu(i).save()), kTsc);
+    if (can_be_set) {
+      EXPECT_GE(now, saved) << i;
+    }
+    least = std::min(least, now);
+    most = std::max(most, now);
+  }
+  EXPECT_LT(most - least, second / 2);
+}
+
 // An armed deadline is an absolute value of the counter: it comes back only where the counter and the local
 // APIC are in place before it.
 TEST_F(KvmState, AnArmedDeadlineTimerSurvives) {

@@ -216,8 +216,10 @@ EngineReport describe(const Ring0Probe& probe) {
   switch (probe.verdict) {
     case Ring0Verdict::kHardware:
       return {.usable = true,
-              .summary = fmt::format("KVM runs guests on the processor ({:.1f} ns per instruction)",
-                                     probe.ns_per_instruction),
+              .summary = probe.ns_per_instruction < 1
+                             ? "KVM runs guests on the processor (less than 1 ns per instruction)"
+                             : fmt::format("KVM runs guests on the processor ({:.0f} ns per instruction)",
+                                           probe.ns_per_instruction),
               .advice = {}};
     case Ring0Verdict::kEmulated:
       return {

@@ -266,6 +266,17 @@ Result<void> KvmVcpu::load(const CpuState& state) {
     }
     cpuid_ = state.cpuid;
   }
+  // KVM takes a value written to the time-stamp counter within a second of what another vCPU's shows for an
+  // attempt to bring the two in step, and lets the counter run on as it does; before Linux 6.8 also where
+  // that is its start at 0. A guest saved in its first second would find its clock set back. So the first
+  // state that a VM loads steps far away first, and the other vCPUs then come into step with it.
+  const std::scoped_lock lock(config_.tsc_start->mutex);
+  const auto counter = std::ranges::find(state.msrs, msr::kTsc, &CpuMsr::index);
+  if (!config_.tsc_start->loaded && counter != state.msrs.end() && counter->value != 0) {
+    const CpuMsr far_away{.index = msr::kTsc, .value = counter->value ^ (1ULL << 62)};
+    WISP_TRY(write_msrs(fd_.get(), std::span(&far_away, 1)));
+    config_.tsc_start->loaded = true;
+  }
   WISP_TRY(write_state(fd_.get(), config_.context, state, msrs_));
   // Tells a guest with kvmclock that it stood still, so that its watchdogs do not bark. Without kvmclock this
   // fails, and that is all right.

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "base/unique_fd.h"
@@ -34,6 +35,12 @@ class RunPage final {
   std::size_t size_;
 };
 
+// Whether a state was loaded in this VM yet; see KvmVcpu::load().
+struct TscStart {
+  std::mutex mutex;
+  bool loaded = false;
+};
+
 // What a vCPU is made with.
 struct VcpuConfig {
   std::uint32_t index = 0;
@@ -42,6 +49,7 @@ struct VcpuConfig {
   bool pmu = false;
   CpuTopology topology;
   StateContext context;
+  TscStart* tsc_start = nullptr;  // the VM's, borrowed
 };
 
 class KvmVcpu final : public Vcpu {

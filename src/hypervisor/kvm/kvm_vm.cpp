@@ -132,7 +132,8 @@ Result<std::unique_ptr<Vcpu>> KvmVm::create_vcpu(std::uint32_t id) {
                           .boot = id == 0,
                           .pmu = options_.pmu,
                           .topology = options_.topology,
-                          .context = context_});
+                          .context = context_,
+                          .tsc_start = &tsc_start_});
 }
 
 Result<std::unique_ptr<IrqLine>> KvmVm::irq_line(std::uint32_t gsi) {

@@ -10,6 +10,7 @@
 #include "hypervisor/kvm/kvm_memory.h"
 #include "hypervisor/kvm/kvm_state.h"
 #include "hypervisor/kvm/kvm_system.h"
+#include "hypervisor/kvm/kvm_vcpu.h"
 
 namespace wisp::kvm {
 
@@ -41,6 +42,7 @@ class KvmVm final : public Vm {
   MemoryListener memory_;
   PortListener ports_;
   IrqRoutes routes_;
+  TscStart tsc_start_;
 };
 
 }  // namespace wisp::kvm
