@@ -2,9 +2,13 @@
 
 namespace wisp {
 
+void StateWriter::append(std::span<const std::uint8_t> bytes) {
+  bytes_.insert(bytes_.end(), bytes.begin(), bytes.end());
+}
+
 void StateWriter::put_bytes(std::span<const std::uint8_t> bytes) {
   put(static_cast<std::uint64_t>(bytes.size()));
-  bytes_.insert(bytes_.end(), bytes.begin(), bytes.end());
+  append(bytes);
 }
 
 void StateWriter::put_string(std::string_view text) {

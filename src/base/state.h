@@ -20,9 +20,7 @@ class StateWriter final {
   template <typename T>
     requires std::integral<T> || std::is_enum_v<T>
   void put(T value) {
-    const std::size_t at = bytes_.size();
-    bytes_.resize(at + sizeof value);
-    std::memcpy(bytes_.data() + at, &value, sizeof value);
+    append(std::span(reinterpret_cast<const std::uint8_t*>(&value), sizeof value));
   }
   void put_bytes(std::span<const std::uint8_t> bytes);
   void put_string(std::string_view text);
@@ -30,6 +28,7 @@ class StateWriter final {
   [[nodiscard]] std::vector<std::uint8_t> take() { return std::move(bytes_); }
 
  private:
+  void append(std::span<const std::uint8_t> bytes);
   std::vector<std::uint8_t> bytes_;
 };
 
