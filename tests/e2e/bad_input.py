@@ -10,9 +10,10 @@ from harness import die_with_parent
 def refused(checks, context, name, words, mentions, before=None):
     """Runs the VMM with `words`, which it must refuse in one line that holds every text of `mentions`."""
     qmp = context.unique("refused-qmp")
-    base = ["-machine", "microvm", "-accel", context.accel, "-m", "128", "-serial", "stdio"]
-    if "-qmp" not in words:
-        base += ["-qmp", f"unix:{qmp},server,nowait"]
+    base = ["-accel", context.accel, "-serial", "stdio"]
+    for option in (["-machine", "microvm"], ["-m", "128"], ["-qmp", f"unix:{qmp},server,nowait"]):
+        if option[0] not in words:
+            base += option
     started = time.monotonic()
     try:
         result = subprocess.run([context.vmm] + base + words, stdin=subprocess.DEVNULL, capture_output=True, text=True,

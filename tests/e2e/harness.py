@@ -11,6 +11,7 @@ import json
 import os
 import re
 import select
+import shlex
 import signal
 import socket
 import subprocess
@@ -133,7 +134,8 @@ class Machine:
                         "-device", f"virtio-net-device,netdev=net0,id=net0,mac={mac}")
 
     def command(self):
-        return [self.context.vmm] + self.words
+        # WISP_E2E_OPTIONS: more options for every machine, to look into a failure (-disable-seccomp, ...).
+        return [self.context.vmm] + self.words + shlex.split(os.environ.get("WISP_E2E_OPTIONS", ""))
 
     def start(self, pass_fds=()):
         self.started = time.monotonic()
@@ -175,8 +177,33 @@ class Machine:
     def __exit__(self, kind, error, _):
         if error is not None and self.process:
             text = self.error_text().strip()
-            print(f"        console: {self.console.tail()!r}" + (f"\n        stderr: {text}" if text else ""))
+            status = self.process.poll()
+            how = "the VMM still runs" if status is None else f"the VMM ended with {describe_status(status)}"
+            print(f"        {how}; its command: {shlex.join(self.command())}\n        console: {self.console.tail()!r}"
+                  + (f"\n        stderr: {text}" if text else ""))
+            if status == -signal.SIGSYS:
+                print(f"        the system call that the filter refused: {refused_call()}")
         self.end()
+
+
+def describe_status(status):
+    return f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+
+
+def refused_call():
+    """The kernel's audit record of the last process that a system-call filter ended, where it can be read."""
+    try:
+        with open("/dev/kmsg", "rb", buffering=0) as log:
+            os.set_blocking(log.fileno(), False)
+            records = []
+            while record := log.read(8192):
+                records.append(record)
+    except OSError:
+        return "unknown (no /dev/kmsg)"
+    except BlockingIOError:
+        pass
+    last = [record for record in records if b"type=1326" in record]
+    return last[-1].split(b";", 1)[1].split(b"\n")[0].decode(errors="replace") if last else "unknown"
 
 
 class Console:
