@@ -1,7 +1,9 @@
 // Kicks are never lost, never late and never go to a thread that has ended.
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <csignal>
+#include <mutex>
 #include <thread>
 
 #include "hypervisor/kvm_guest.h"
@@ -90,7 +92,45 @@ TEST_F(KvmKick, ReachesAThreadThatBlocksAllSignals) {
   }
 }
 
-// Thousands of kicks against a guest that exits all the time: every one is answered, in time.
+// Kicks that wait for their answer. The answer to the last of them must come, in time.
+class Answers final {
+ public:
+  // By the kicker: asks, kicks, waits. False where no answer came.
+  bool kick(Vcpu& vcpu) {
+    std::unique_lock lock(mutex_);
+    const std::uint32_t number = ++asked_;
+    lock.unlock();
+    vcpu.kick();
+    lock.lock();
+    return changed_.wait_for(lock, std::chrono::seconds(30), [&] { return answered_ >= number; });
+  }
+  // By the vCPU's thread, on each interruption.
+  void answer() {
+    const std::scoped_lock lock(mutex_);
+    answered_ = asked_;
+    changed_.notify_all();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::uint32_t asked_ = 0;
+  std::uint32_t answered_ = 0;
+};
+
+// As many rounds as wanted, or fewer on a host that is busy with other things.
+class Rounds final {
+ public:
+  explicit Rounds(std::uint32_t wanted) : left_(wanted) {}
+  bool next() { return left_-- > 0 && (done_++ < 100 || Clock::now() < end_); }
+
+ private:
+  std::uint32_t left_;
+  std::uint32_t done_ = 0;
+  const Clock::time_point end_ = Clock::now() + std::chrono::seconds(5);
+};
+
+// Thousands of kicks against a guest that exits all the time: every one is answered.
 TEST_F(KvmKick, NoneOfThousandsIsLost) {
   KvmGuest guest;
   guest.put(0x1000, {
@@ -99,16 +139,14 @@ TEST_F(KvmKick, NoneOfThousandsIsLost) {
                         0xeb, 0xf8,              // jmp 0x1000
                     });
   guest.start_real(0x1000);
-  std::atomic<std::uint32_t> asked = 0;
-  std::atomic<std::uint32_t> answered = 0;
+  Answers answers;
   std::atomic<bool> stop = false;
   std::uint64_t exits = 0;
   std::thread runner([&] {
     while (!stop) {
       const Exit exit = guest.vcpu().run();
       if (std::holds_alternative<InterruptedExit>(exit)) {
-        answered.store(asked.load());
-        answered.notify_all();
+        answers.answer();
       } else {
         ASSERT_EQ(port_write_of(exit).port, 0x10);
         ++exits;
@@ -119,17 +157,11 @@ TEST_F(KvmKick, NoneOfThousandsIsLost) {
   std::thread noise([&] {
     while (!stop) {
       guest.vcpu().kick();
-      std::this_thread::sleep_for(std::chrono::microseconds(50));
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
     }
   });
-  constexpr std::uint32_t kKicks = 3000;
-  for (std::uint32_t i = 1; i <= kKicks; ++i) {
-    asked.store(i);
-    guest.vcpu().kick();
-    const auto deadline = Clock::now() + std::chrono::seconds(20);
-    while (answered.load() < i) {
-      ASSERT_LT(Clock::now(), deadline) << "kick " << i << " was lost";
-    }
+  for (Rounds rounds(4000); rounds.next();) {
+    ASSERT_TRUE(answers.kick(guest.vcpu())) << "a kick was lost";
   }
   stop = true;
   guest.vcpu().kick();
@@ -143,27 +175,24 @@ TEST_F(KvmKick, EndsAGuestThatNeverExits) {
   KvmGuest guest;
   put_counter(guest);
   guest.start_real(0x1000);
-  std::atomic<std::uint32_t> asked = 0;
-  std::atomic<std::uint32_t> answered = 0;
+  Answers answers;
   std::atomic<bool> stop = false;
   std::thread runner([&] {
     while (!stop) {
       ASSERT_TRUE(std::holds_alternative<InterruptedExit>(guest.vcpu().run()));
-      answered.store(asked.load());
+      answers.answer();
     }
   });
   // Every second kick waits until the guest runs, so that it finds it inside.
   const auto* counter = static_cast<const volatile std::uint16_t*>(static_cast<void*>(guest.at(0x2000)));
-  for (std::uint32_t i = 1; i <= 2000; ++i) {
-    const auto deadline = Clock::now() + std::chrono::seconds(20);
-    for (const std::uint16_t before = *counter; i % 2 == 0 && *counter == before;) {
+  bool inside = false;
+  for (Rounds rounds(2000); rounds.next(); inside = !inside) {
+    const auto deadline = Clock::now() + std::chrono::seconds(30);
+    for (const std::uint16_t before = *counter; inside && *counter == before;) {
       ASSERT_LT(Clock::now(), deadline) << "the guest does not run";
+      std::this_thread::yield();
     }
-    asked.store(i);
-    guest.vcpu().kick();
-    while (answered.load() < i) {
-      ASSERT_LT(Clock::now(), deadline) << "kick " << i << " was lost";
-    }
+    ASSERT_TRUE(answers.kick(guest.vcpu())) << "a kick was lost";
   }
   stop = true;
   guest.vcpu().kick();
@@ -183,7 +212,7 @@ TEST_F(KvmKick, RacesWithTheEndOfTheThread) {
   };
   std::thread first(kick_on);
   std::thread second(kick_on);
-  for (int i = 0; i < 100; ++i) {
+  for (Rounds rounds(300); rounds.next();) {
     std::thread([&] { EXPECT_TRUE(std::holds_alternative<InterruptedExit>(guest.vcpu().run())); }).join();
   }
   stop = true;
