@@ -158,14 +158,15 @@ void EventLoop::run_once(int timeout_ms) {
       ::epoll_wait(impl_->epoll.get(), events.data(), static_cast<int>(events.size()), timeout_ms);
   for (int i = 0; i < count; ++i) {
     const epoll_event& event = events[static_cast<std::size_t>(i)];
-    if (event.data.u64 == kWakeId) {
+    const std::uint64_t id = event.data.u64;  // a copy: the struct is packed
+    if (id == kWakeId) {
       drain_eventfd(impl_->wake.get());
       continue;
     }
     std::shared_ptr<Watch::State> state;
     {
       const std::lock_guard lock(impl_->mutex);
-      const auto found = impl_->watches.find(event.data.u64);
+      const auto found = impl_->watches.find(id);
       if (found == impl_->watches.end()) {
         continue;
       }
