@@ -6,8 +6,7 @@
 
 #include <array>
 #include <cerrno>
-#include <charconv>
-#include <cstdlib>
+#include <chrono>
 #include <optional>
 #include <utility>
 
@@ -18,7 +17,7 @@ namespace wisp {
 namespace {
 
 // How long passt may take to get ready before it is left to itself.
-constexpr int kReadyMs = 1000;
+constexpr std::chrono::milliseconds kReadyTime{500};
 // How long its end may take to follow the end of its socket.
 constexpr int kEndMs = 100;
 
@@ -157,7 +156,8 @@ Result<void> PasstBackend::wait_until_ready() {
   const auto own = seccomp_filters("/proc/thread-self/status");
   const std::string path = fmt::format("/proc/{}/status", child_->pid());
   pollfd ended{.fd = stream_->poll_fd(0), .events = POLLIN | POLLRDHUP, .revents = 0};
-  for (int waited = 0; waited < kReadyMs; ++waited) {
+  const auto deadline = std::chrono::steady_clock::now() + kReadyTime;
+  while (std::chrono::steady_clock::now() < deadline) {
     const int ready = ::poll(&ended, 1, 1);
     if (ready > 0 && (ended.revents & (POLLHUP | POLLRDHUP | POLLERR)) != 0) {
       return fail("{}", failure());

@@ -313,7 +313,13 @@ void VirtioNet::reset() {
     pair->stop();
   }
   control_.reset();
-  interrupts_ = nullptr;
+  if (std::exchange(interrupts_, nullptr) != nullptr && !backend_closed_) {
+    // What comes before the next driver is there must suit any driver.
+    const Result<void> plain = backend_->set_offloads({});
+    if (!plain && log_gate_.open()) {
+      log_.error("device {}: {}", options_.id, plain.error().message);
+    }
+  }
   negotiated_ = 0;
   state_ = {.mac = birth_mac_};
   state_loaded_ = false;

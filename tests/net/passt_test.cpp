@@ -96,7 +96,7 @@ TEST_F(FakePasst, AHangingProgramIsKilledAndReaped) {
 }
 
 TEST_F(FakePasst, ItsDeathIsAClosedLinkWithAReason) {
-  auto backend = PasstBackend::start(program("sleep 1.2; echo gone fishing >&2; kill -9 $$"));
+  auto backend = PasstBackend::start(program("sleep 1.5; echo gone fishing >&2; kill -9 $$"));
   ASSERT_TRUE(backend.has_value()) << backend.error().message;
   pollfd wait{.fd = (*backend)->poll_fd(0), .events = POLLIN, .revents = 0};
   ASSERT_EQ(::poll(&wait, 1, 5000), 1);

@@ -9,8 +9,10 @@
 #include "virtio/balloon.h"
 #include "virtio/blk.h"
 #include "virtio/console.h"
+#include "virtio/net_kit.h"
 #include "virtio/rng.h"
 #include "virtio/support/fake_char_backend.h"
+#include "virtio/vsock_kit.h"
 
 namespace wisp::test {
 namespace {
@@ -71,13 +73,47 @@ std::unique_ptr<VirtioDevice> make_blk(EventLoop& loop, const GuestMemory& memor
       .value();
 }
 
+// With all offloads and three queue pairs.
+std::unique_ptr<VirtioDevice> make_net(EventLoop& loop, const GuestMemory& memory, Keep& keep) {
+  Netdev netdev;
+  netdev.backend = std::make_unique<FakeNetBackend>(true, 3);
+  return VirtioNet::create(loop, memory, {.id = "net0"}, std::move(netdev), keep_new<FixedEntropy>(keep),
+                           quiet_log(keep), keep_new<SystemClock>(keep))
+      .value();
+}
+
+// Without headers, and with frames that wait to be received.
+std::unique_ptr<VirtioDevice> make_plain_net(EventLoop& loop, const GuestMemory& memory, Keep& keep) {
+  auto backend = std::make_unique<FakeNetBackend>(false, 1);
+  for (std::size_t i = 0; i < 64; ++i) {
+    backend->inject(make_frame(14 + 1024 * i, static_cast<std::uint8_t>(i)));
+  }
+  Netdev netdev;
+  netdev.backend = std::move(backend);
+  return VirtioNet::create(loop, memory, {.id = "net0"}, std::move(netdev), keep_new<FixedEntropy>(keep),
+                           quiet_log(keep), keep_new<SystemClock>(keep))
+      .value();
+}
+
+std::unique_ptr<VirtioDevice> make_vsock(EventLoop& loop, const GuestMemory& memory, Keep& keep) {
+  return VirtioVsock::create(loop, memory,
+                             {.id = "vsock0", .guest_cid = 42, .path = keep_new<TempDir>(keep).file("v")},
+                             quiet_log(keep), keep_new<SystemClock>(keep))
+      .value();
+}
+
 }  // namespace
 
 std::vector<HostileDevice> hostile_devices() {
   return {
-      {"rng", make_rng},         {"limited_rng", make_limited_rng},
-      {"balloon", make_balloon}, {"console", make_console},
+      {"rng", make_rng},
+      {"limited_rng", make_limited_rng},
+      {"balloon", make_balloon},
+      {"console", make_console},
       {"blk", make_blk},
+      {"net", make_net},
+      {"plain_net", make_plain_net},
+      {"vsock", make_vsock},
   };
 }
 

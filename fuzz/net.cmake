@@ -1,0 +1,6 @@
+if(NOT TARGET wisp_virtio_test_support)
+  add_subdirectory(${CMAKE_SOURCE_DIR}/tests/virtio/support ${CMAKE_BINARY_DIR}/tests/virtio/support)
+endif()
+wisp_fuzz(net_stream SOURCES ${CMAKE_SOURCE_DIR}/fuzz/net_stream_fuzz.cpp USES net)
+wisp_fuzz(net_device SOURCES ${CMAKE_SOURCE_DIR}/fuzz/net_device_fuzz.cpp USES virtio virtio_test_support)
+wisp_fuzz(vsock_device SOURCES ${CMAKE_SOURCE_DIR}/fuzz/vsock_device_fuzz.cpp USES virtio virtio_test_support)
