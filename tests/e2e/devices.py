@@ -84,6 +84,7 @@ def disks(checks, machine, scratch, digest):
     checks.check("a read-only disk refuses writes", status != 0)
     # For the machine that boots from this disk next.
     console.output_of("dd if=/dev/vdb bs=1M count=2 of=/root/kept 2>/dev/null && sync && sha256sum /root/kept >/root/kept.sum && sync", 60)
+    machine.context.kept = True
 
 
 def network(checks, machine):
@@ -303,8 +304,12 @@ def wait_guest_disk(console, before):
 def power_button(checks, machine, qmp):
     """The ACPI button reaches Linux's input layer; the guest answers it by powering off."""
     console = machine.console
+    # There may be a sleep button beside it.
+    event = console.output_of("for e in /sys/class/input/event*; do"
+                              " [ \"$(cat $e/device/name)\" != 'Power Button' ] || echo ${e##*/}; done | head -1")
+    checks.check("the guest has a power button", event)
     # struct input_event: 16 bytes of time, then type (EV_KEY 1) and code (KEY_POWER 116).
-    console.send("dd if=/dev/input/event0 bs=24 count=1 2>/dev/null | od -An -tu2 -j16 -N4 && poweroff -f\n")
+    console.send(f"dd if=/dev/input/{event} bs=24 count=1 2>/dev/null | od -An -tu2 -j16 -N4 && poweroff -f\n")
     time.sleep(0.5)
     qmp("system_powerdown")
     checks.check("QMP tells of POWERDOWN", qmp.event("POWERDOWN"))

@@ -76,6 +76,7 @@ class Context:
         self.work = work or tempfile.mkdtemp(prefix="wisp-e2e-")
         self.patience = float(os.environ.get("WISP_E2E_PATIENCE", "1"))  # scales every time limit
         self.serial_number = 0
+        self.kept = False  # whether an earlier machine left /root/kept and its checksum on the root disk
 
     def image(self, name):
         return os.path.join(self.images, name)
