@@ -97,6 +97,9 @@ class VirtioDevice {
   // The running queue, for saving where it stands; null where it is not active.
   [[nodiscard]] virtual const Queue* queue(std::uint16_t index) const = 0;
 
+  // Why the device's state cannot be saved, where something outside this process holds a part of it. To be
+  // asked before a snapshot is begun.
+  [[nodiscard]] virtual Result<void> check_saveable() const { return {}; }
   // The device's own state (not rings or transport registers, which the transport saves). Called while
   // paused. load() comes before activate(), which must keep what was loaded.
   [[nodiscard]] virtual StateRecord save() const = 0;

@@ -44,11 +44,9 @@ Result<std::unique_ptr<VhostKernel>> VhostKernel::create(UniqueFd fd, std::strin
     }
     return fail_errno(errno, "cannot take over fd {} ({})", vhost->fd(), vhost->path_);
   }
-  constexpr std::uint64_t kNeeded =
-      kVirtioFeatureVersion1 | kVirtioFeatureIndirectDesc | kVirtioFeatureEventIdx;
-  if ((vhost->features_ & kNeeded) != kNeeded) {
+  if ((vhost->features_ & kVhostNeededFeatures) != kVhostNeededFeatures) {
     return fail("{} lacks features {:#x} of virtio 1, a newer kernel is needed", vhost->path_,
-                kNeeded & ~vhost->features_);
+                kVhostNeededFeatures & ~vhost->features_);
   }
   return vhost;
 }

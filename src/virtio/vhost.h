@@ -15,6 +15,10 @@
 
 namespace wisp {
 
+// What the transports always offer, so that a back end must serve it.
+inline constexpr std::uint64_t kVhostNeededFeatures =
+    kVirtioFeatureVersion1 | kVirtioFeatureIndirectDesc | kVirtioFeatureEventIdx;
+
 // One opened /dev/vhost-*. Not thread-safe: used under the device's lock.
 class VhostKernel final {
  public:
