@@ -58,7 +58,10 @@ std::uint64_t PropertySet::get_uint(std::string_view name, std::uint64_t otherwi
 
 std::string PropertySet::get_string(std::string_view name, std::string otherwise) const {
   const auto found = values_.find(name);
-  return found != values_.end() ? std::get<std::string>(found->second) : std::move(otherwise);
+  if (found != values_.end()) {
+    return std::get<std::string>(found->second);
+  }
+  return otherwise;
 }
 
 std::optional<std::uint64_t> PropertySet::find_uint(std::string_view name) const {

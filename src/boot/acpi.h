@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "boot/virtio_slot.h"
+#include "hypervisor/topology.h"
 #include "memory/gpa.h"
 
 namespace wisp {
@@ -47,8 +48,9 @@ struct AcpiSlotHotplug {
 };
 
 struct AcpiDescription {
-  std::uint32_t cpus = 1;      // present; APIC ids 0 to cpus - 1
+  std::uint32_t cpus = 1;      // present
   std::uint32_t max_cpus = 1;  // those beyond `cpus` are announced as able to come online
+  CpuTopology topology{};      // gives the APIC ids (hypervisor/topology.h)
   AcpiPower power;
   std::vector<VirtioMmioSlot> devices;  // filled at boot, there for good
   std::optional<AcpiSlotHotplug> slot_hotplug;

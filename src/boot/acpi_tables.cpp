@@ -115,15 +115,16 @@ Bytes build_madt(const AcpiDescription& machine) {
   append_le(body, 0, 4);  // no dual 8259 that an operating system would have to mask
   for (std::uint32_t cpu = 0; cpu < machine.max_cpus; ++cpu) {
     const std::uint32_t flags = cpu < machine.cpus ? kEnabled : kOnlineCapable;
-    if (cpu < 0xFF) {
+    const std::uint32_t apic_id = apic_id_of(machine.topology, cpu);
+    if (apic_id < 0xFF) {
       append_le(body, 0x0800, 2);  // type 0, 8 bytes
       append_le(body, cpu, 1);
-      append_le(body, cpu, 1);
+      append_le(body, apic_id, 1);
       append_le(body, flags, 4);
     } else {
       append_le(body, 0x1009, 2);  // type 9, 16 bytes
       append_le(body, 0, 2);
-      append_le(body, cpu, 4);
+      append_le(body, apic_id, 4);
       append_le(body, flags, 4);
       append_le(body, cpu, 4);
     }

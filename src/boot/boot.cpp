@@ -117,7 +117,8 @@ Result<BootState> prepare_boot(const BootDescription& description, const GuestMe
     WISP_ASSERT(description.acpi->cpus == description.cpus);
     WISP_ASSIGN(state.rsdp, write_acpi(*description.acpi, memory));
   }
-  WISP_TRY(write(memory, layout::kMpTable, build_mp_table(layout::kMpTable, description.cpus), "MP table"));
+  WISP_TRY(write(memory, layout::kMpTable,
+                 build_mp_table(layout::kMpTable, description.cpus, description.topology), "MP table"));
 
   WISP_TRY(write(memory, layout::kResetVector, kResetCode, "reset vector"));
 

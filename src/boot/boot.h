@@ -23,6 +23,7 @@ struct BootDescription {
   std::string command_line;
   ElfEntry elf_entry = ElfEntry::kAuto;
   std::uint32_t cpus = 1;
+  CpuTopology topology{};
   // Named on the command line as virtio_mmio.device=, for kernels that do not read ACPI; a kernel that does
   // both finds the ACPI device first and ignores the second. Where they do not all fit on the command line,
   // that is an error without ACPI, and reported in BootState with it.

@@ -18,7 +18,7 @@ constexpr std::array kHoles = {
     Hole{layout::kConventionalEnd, layout::kEbdaEnd, true},
     Hole{layout::kEbdaEnd, layout::kAcpiTables, false},
     Hole{layout::kAcpiTables, layout::kBiosEnd, true},
-    Hole{layout::kKvmIdentityMap, layout::kKvmPagesEnd, true},
+    Hole{layout::kEnginePages, layout::kEnginePagesEnd, true},
 };
 
 void add_ram(std::vector<E820Entry>& map, Gpa start, Gpa end) {

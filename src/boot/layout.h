@@ -6,7 +6,7 @@
 //   0xFEB00000  virtio-mmio transports
 //   0xFEC00000  I/O APIC
 //   0xFEE00000  local APIC
-//   0xFFFBC000  pages that KVM keeps for itself on Intel processors
+//   0xFEFF8000  pages that the KVM engine keeps for itself
 //   0x100000000 RAM beyond the first 3 GiB
 #pragma once
 
@@ -74,10 +74,10 @@ inline constexpr std::uint64_t kVirtioMmioSize = 0x200;
 inline constexpr std::uint32_t kVirtioMmioSlots = 64;
 inline constexpr Gpa kIoApic = 0xFEC0'0000;
 inline constexpr Gpa kLocalApic = 0xFEE0'0000;
-// KVM_SET_IDENTITY_MAP_ADDR: one page; KVM_SET_TSS_ADDR: three pages. Reserved in E820, never RAM.
-inline constexpr Gpa kKvmIdentityMap = 0xFFFB'C000;
-inline constexpr Gpa kKvmTss = 0xFFFB'D000;
-inline constexpr Gpa kKvmPagesEnd = 0xFFFC'0000;
+// Pages that the KVM engine keeps for itself (hypervisor/kvm/kvm_hypervisor.h has the same numbers). Reserved
+// in E820, never RAM.
+inline constexpr Gpa kEnginePages = 0xFEFF'8000;
+inline constexpr Gpa kEnginePagesEnd = 0xFF00'0000;
 
 // --- Ports -----------------------------------------------------------------------------------------------
 

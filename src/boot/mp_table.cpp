@@ -58,9 +58,12 @@ constexpr std::uint32_t kIsaBus = 0;
 
 }  // namespace
 
-std::vector<std::uint8_t> build_mp_table(Gpa gpa, std::uint32_t cpus) {
-  const std::uint32_t count = std::min(cpus, kMpMaxCpus);
-  const std::uint32_t io_apic_id = count;
+std::vector<std::uint8_t> build_mp_table(Gpa gpa, std::uint32_t cpus, const CpuTopology& topology) {
+  std::uint32_t count = std::min(cpus, kMpMaxCpus);
+  while (count > 1 && apic_id_of(topology, count - 1) >= kMpMaxCpus) {
+    --count;
+  }
+  const std::uint32_t io_apic_id = apic_id_of(topology, count - 1) + 1;
 
   Writer table;  // section 4.2
   table.text("PCMP");
@@ -79,7 +82,7 @@ std::vector<std::uint8_t> build_mp_table(Gpa gpa, std::uint32_t cpus) {
 
   for (std::uint32_t cpu = 0; cpu < count; ++cpu) {
     table.u8(kProcessor);
-    table.u8(cpu);
+    table.u8(apic_id_of(topology, cpu));
     table.u8(kApicVersion);
     table.u8(cpu == 0 ? 3 : 1);  // enabled; bit 1: boot processor
     table.u32(kCpuSignature);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "hypervisor/topology.h"
 #include "memory/gpa.h"
 
 namespace wisp {
@@ -13,8 +14,9 @@ namespace wisp {
 inline constexpr std::uint32_t kMpMaxCpus = 254;
 
 // The MP floating pointer followed by the configuration table, to be placed at `gpa` (16-byte aligned).
-// Names CPUs 0 to cpus - 1, or as many as the table can, with their indices as APIC ids; interrupt sources 0
-// to 23 of an ISA bus each on the pin of the same number, edge-triggered and active high.
-[[nodiscard]] std::vector<std::uint8_t> build_mp_table(Gpa gpa, std::uint32_t cpus);
+// Names CPUs 0 to cpus - 1, or as many as the table can, with the APIC ids of the topology; interrupt sources
+// 0 to 23 of an ISA bus each on the pin of the same number, edge-triggered and active high.
+[[nodiscard]] std::vector<std::uint8_t> build_mp_table(Gpa gpa, std::uint32_t cpus,
+                                                       const CpuTopology& topology = {});
 
 }  // namespace wisp

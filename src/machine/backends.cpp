@@ -56,8 +56,16 @@ Result<void> Backends::add_drive(const BackendConfig& config) {
 }
 
 Result<void> Backends::add_netdev(const BackendConfig& config) {
+  // Taken over on failure too: open_netdev() has them from there on.
+  std::vector<UniqueFd> owned;
+  for (const int fd : config.fds) {
+    owned.emplace_back(fd);
+  }
   WISP_TRY(check_new(netdevs_, "netdev", config.id));
   WISP_ASSIGN(const NetdevConfig parsed, parse_netdev(config.kind, config.id, config.properties, config.fds));
+  for (UniqueFd& fd : owned) {
+    (void)fd.release();
+  }
   WISP_ASSIGN(Netdev netdev, open_netdev(parsed));
   netdevs_.emplace(config.id, NetdevEntry{.config = config, .netdev = std::move(netdev), .user = {}});
   return {};
@@ -89,13 +97,20 @@ Result<BlockBackend*> Backends::use_drive(const std::string& id, const std::stri
 
 Result<Netdev> Backends::take_netdev(const std::string& id, const std::string& user) {
   WISP_ASSIGN(NetdevEntry * entry, find_entry(netdevs_, "netdev", id));
-  WISP_TRY(claim(*entry, "netdev", id, user));
-  if (!entry->netdev) {
+  if (!entry->netdev && entry->user.empty()) {
     // A device had it and is gone, and its back end went with it: open it again.
     WISP_ASSIGN(const NetdevConfig parsed,
                 parse_netdev(entry->config.kind, id, entry->config.properties, entry->config.fds));
+    if (!parsed.fds.empty() || !parsed.vhost_fds.empty()) {
+      // Their numbers may mean other files by now.
+      return fail(
+          "netdev {}: the descriptors it was given were closed with the device that had it; remove it and add "
+          "it again",
+          id);
+    }
     WISP_ASSIGN(entry->netdev, open_netdev(parsed));
   }
+  WISP_TRY(claim(*entry, "netdev", id, user));
   Netdev netdev = *std::move(entry->netdev);
   entry->netdev.reset();
   return netdev;

@@ -130,7 +130,7 @@ DeviceFactory::Made DeviceFactory::make_console(const DeviceConfig& device, Even
     } else if (own && (other.driver == kConsolePortDriver || other.driver == kSerialPortDriver)) {
       auto options =
           virtio_console_port_options(other.id, other.driver == kConsolePortDriver, other.properties);
-      WISP_ASSIGN(CharBackend * backend, parts_.backends.use_chardev(options.chardev, other.id));
+      WISP_ASSIGN(CharBackend * backend, parts_.backends.use_chardev(options.chardev, device.id));
       ports.push_back({.options = std::move(options), .backend = backend});
     }
   }

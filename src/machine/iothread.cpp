@@ -36,6 +36,10 @@ Result<std::unique_ptr<IoThread>> IoThread::start(std::string id,
 }
 
 IoThread::~IoThread() {
+  stop();
+}
+
+void IoThread::stop() {
   if (thread_.joinable()) {
     loop_->stop();
     thread_.join();

@@ -24,6 +24,10 @@ class IoThread final {
   // Stops the loop and joins.
   ~IoThread();
 
+  // The same ahead of time: what the loop serves may then be destroyed on any thread. The loop stays usable
+  // as an object.
+  void stop();
+
   [[nodiscard]] const std::string& id() const { return id_; }
   [[nodiscard]] EventLoop& loop() { return *loop_; }
   [[nodiscard]] pid_t thread_id() const { return thread_id_; }

@@ -9,6 +9,8 @@ namespace wisp {
 namespace {
 
 constexpr std::size_t kMaxIothreads = 8;
+// No device's id: that has no '#'.
+constexpr const char* kSerialUser = "serial#0";
 
 // The slot that addr= names.
 std::optional<std::uint32_t> wanted_slot(const DeviceConfig& device) {
@@ -19,7 +21,14 @@ std::optional<std::uint32_t> wanted_slot(const DeviceConfig& device) {
 }  // namespace
 
 Machine::Machine(MachineConfig config, std::unique_ptr<Hypervisor> engine, const MachineServices& services)
-    : config_(std::move(config)), engine_(std::move(engine)), services_(services) {}
+    : config_(std::move(config)), engine_(std::move(engine)), services_(services) {
+  for (std::size_t i = 0; i < config_.devices.size(); ++i) {
+    if (DeviceConfig& device = config_.devices[i]; device.id.empty()) {
+      // What a device uses is kept under its id. A user's id has no '#'.
+      device.id = fmt::format("{}#{}", device.driver, i);
+    }
+  }
+}
 
 Result<std::unique_ptr<Machine>> Machine::create(MachineConfig config, std::unique_ptr<Hypervisor> engine,
                                                  const MachineServices& services) {
@@ -33,6 +42,9 @@ Machine::~Machine() {
   // Threads first: nothing may enter a device any more. Then the guest's view of memory, which names devices.
   vcpus_.clear();
   new_vcpus_.clear();
+  for (const auto& io : iothreads_) {
+    io->stop();
+  }
   factory_.reset();
   slots_.reset();
   platform_.reset();
@@ -106,7 +118,7 @@ Result<void> Machine::build_backends() {
 Result<void> Machine::build_platform() {
   CharBackend* serial = nullptr;
   if (config_.serial) {
-    WISP_ASSIGN(serial, backends_->use_chardev(*config_.serial, "serial0"));
+    WISP_ASSIGN(serial, backends_->use_chardev(*config_.serial, kSerialUser));
   }
   WISP_ASSIGN(platform_, Platform::create(
                              {.vm = *vm_,
@@ -180,6 +192,7 @@ Result<void> Machine::attach_device(const DeviceConfig& device, bool hotplug) {
       made = std::unexpected(std::move(slot).error());
     }
   }
+  factory_->forget(device.id);
   backends_->release(device.id);
   return with_context(fmt::format("-device {},id={}", device.driver, device.id), made.error());
 }
@@ -200,6 +213,7 @@ BootDescription Machine::describe_boot() const {
                        .command_line = config_.boot.cmdline,
                        .elf_entry = ElfEntry::kAuto,
                        .cpus = config_.cpus.count,
+                       .topology = config_.cpus.topology,
                        .command_line_devices = {},
                        .acpi = std::nullopt,
                        .gigabyte_pages = false};
@@ -215,6 +229,7 @@ BootDescription Machine::describe_boot() const {
     boot.acpi = AcpiDescription{
         .cpus = config_.cpus.count,
         .max_cpus = config_.cpus.max,
+        .topology = config_.cpus.topology,
         .power = Platform::acpi_power(),
         .devices = std::move(filled),
         .slot_hotplug =
@@ -335,6 +350,9 @@ Result<void> Machine::powerdown() {
 }
 
 Result<void> Machine::reset_parts() {
+  shutdown_under_way_ = false;
+  reset_under_way_ = false;
+  debug_exit_under_way_ = false;
   slots_->reset();
   platform_->reset();
   WISP_TRY(vm_->load_platform(power_up_platform_));
@@ -346,6 +364,10 @@ Result<void> Machine::reset_parts() {
 }
 
 Result<void> Machine::reset() {
+  return reset_machine(false);
+}
+
+Result<void> Machine::reset_machine(bool by_guest) {
   if (state_ != RunState::kRunning && state_ != RunState::kPaused) {
     return fail("the machine is not running");
   }
@@ -355,6 +377,7 @@ Result<void> Machine::reset() {
     quit(ShutdownReason::kError);
     return done;
   }
+  tell(&MachineEvents::on_reset, by_guest);
   if (state_ == RunState::kRunning) {
     resume_vcpus();
   }
@@ -390,15 +413,15 @@ void Machine::request(std::atomic<bool>& under_way, void (Machine::*action)()) {
     return;
   }
   services_.loop.post([this, &under_way, action, alive = alive_] {
-    if (*alive) {
-      under_way = false;
+    if (*alive && under_way.exchange(false)) {
       (this->*action)();
     }
   });
 }
 
+// What a guest asked for just before it was paused is done all the same: it does not ask twice.
 void Machine::guest_shutdown() {
-  if (state_ != RunState::kRunning) {
+  if (state_ != RunState::kRunning && state_ != RunState::kPaused) {
     return;
   }
   if (!config_.no_shutdown) {
@@ -406,23 +429,24 @@ void Machine::guest_shutdown() {
     return;
   }
   park_vcpus();
+  shutdown_under_way_ = false;  // asked for again while the first was on its way
   pause_devices();
-  state_ = RunState::kPaused;
+  const bool was_running = std::exchange(state_, RunState::kPaused) == RunState::kRunning;
   tell(&MachineEvents::on_shutdown, true, ShutdownReason::kGuestShutdown);
-  tell(&MachineEvents::on_stop);
+  if (was_running) {
+    tell(&MachineEvents::on_stop);
+  }
 }
 
 void Machine::guest_reset() {
-  if (state_ != RunState::kRunning) {
+  if (state_ != RunState::kRunning && state_ != RunState::kPaused) {
     return;
   }
   if (config_.no_reboot) {
     quit(ShutdownReason::kGuestReset);
     return;
   }
-  if (reset()) {
-    tell(&MachineEvents::on_reset, true);
-  }
+  (void)reset_machine(true);  // an error ended the machine
 }
 
 void Machine::debug_exit() {

@@ -98,6 +98,8 @@ class Machine final : public MachineControl, private VcpuEvents {
   [[nodiscard]] Result<void> build_vcpus();
   [[nodiscard]] Result<void> attach_device(const DeviceConfig& device, bool hotplug);
   [[nodiscard]] Result<EventLoop*> loop_for(const DeviceConfig& device);
+  // Returns when it is gone.
+  void destroy_on_its_loop(std::shared_ptr<MmioTransport> transport);
   // Loads the kernel and puts vCPU 0 at its entry. With all vCPUs parked and RAM all zero.
   [[nodiscard]] Result<void> load_boot();
   [[nodiscard]] BootDescription describe_boot() const;
@@ -107,12 +109,14 @@ class Machine final : public MachineControl, private VcpuEvents {
   void pause_devices();
   void resume_devices();
   [[nodiscard]] Result<void> reset_parts();
+  [[nodiscard]] Result<void> reset_machine(bool by_guest);
 
   // What vCPU threads note, and the main loop acts on.
   [[nodiscard]] Result<void> vcpu_thread_started(std::uint32_t id) override;
   void vcpu_reset_request(std::uint32_t id) override;
   void vcpu_failed(std::uint32_t id, const std::string& message) override;
-  // Each kind of request is under way once at most, so that a guest cannot fill the loop's queue.
+  // Each kind of request is under way once at most, so that a guest cannot fill the loop's queue. A reset of
+  // the machine forgets what the guest asked for before it.
   void request(std::atomic<bool>& under_way, void (Machine::*action)());
   void guest_shutdown();
   void guest_reset();

@@ -1,4 +1,7 @@
 // What control asks about a machine's parts, and hotplug.
+#include <algorithm>
+#include <future>
+
 #include "machine/machine.h"
 
 namespace wisp {
@@ -80,7 +83,10 @@ Result<void> Machine::remove_chardev(const std::string& id) {
 }
 
 Result<void> Machine::add_device(const DeviceConfig& device) {
-  if (slots_->find(device.id)) {
+  const auto is_part = [&device](const DeviceConfig& other) {
+    return other.id == device.id && !DeviceFactory::is_virtio(other);
+  };
+  if (slots_->find(device.id) || std::ranges::any_of(config_.devices, is_part)) {
     return fail("device id '{}' is taken", device.id);
   }
   if (!DeviceFactory::is_virtio(device)) {
@@ -95,6 +101,19 @@ Result<void> Machine::add_device(const DeviceConfig& device) {
   return {};
 }
 
+void Machine::destroy_on_its_loop(std::shared_ptr<MmioTransport> transport) {
+  EventLoop& loop = transport->device().strand().loop();
+  if (&loop == &services_.loop) {
+    return;
+  }
+  std::promise<void> gone;
+  loop.post([&gone, transport = std::move(transport)]() mutable {
+    transport.reset();
+    gone.set_value();
+  });
+  gone.get_future().wait();
+}
+
 Result<void> Machine::remove_device(const std::string& id) {
   if (!slots_->find(id)) {
     return fail("there is no device with id '{}'", id);
@@ -103,10 +122,15 @@ Result<void> Machine::remove_device(const std::string& id) {
   // No vCPU may be inside the device's registers when it goes.
   park_vcpus();
   auto detached = slots_->detach(id);
+  if (detached) {
+    destroy_on_its_loop(*std::move(detached));
+  }
   if (state_ == RunState::kRunning) {
     resume_vcpus();
   }
-  WISP_TRY(detached);
+  if (!detached) {
+    return std::unexpected(std::move(detached).error());
+  }
   backends_->release(id);
   platform_->slot_hotplug().set_present(slots_->present());
   services_.loop.post([this, id, alive = alive_] {

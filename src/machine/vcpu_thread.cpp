@@ -68,9 +68,13 @@ void VcpuThread::resume() {
 
 bool VcpuThread::park() {
   std::unique_lock lock(mutex_);
-  parked_ = true;
-  changed_.notify_all();
-  changed_.wait(lock, [this] { return wish_.load(std::memory_order_relaxed) != Wish::kPark; });
+  do {
+    parked_ = true;
+    changed_.notify_all();
+    // resume() clears parked_. Where the next request to park comes before this thread saw the wish to run,
+    // it is parked still, and says so again.
+    changed_.wait(lock, [this] { return wish_.load(std::memory_order_relaxed) != Wish::kPark || !parked_; });
+  } while (wish_.load(std::memory_order_relaxed) == Wish::kPark);
   halted_by_failure_ = false;
   return wish_.load(std::memory_order_relaxed) == Wish::kRun;
 }

@@ -16,6 +16,9 @@ Result<VirtioMmioSlot> VirtioSlots::attach(std::string id, std::unique_ptr<Virti
   if (wanted && *wanted >= kCount) {
     return fail("slot {} does not exist, expected 0 to {}", *wanted, kCount - 1);
   }
+  if (find(id)) {
+    return fail("there is a device '{}' already", id);
+  }
   if (wanted && slots_[*wanted].transport != nullptr) {
     return fail("slot {} is taken by device '{}'", *wanted, slots_[*wanted].id);
   }
@@ -36,13 +39,14 @@ Result<VirtioMmioSlot> VirtioSlots::attach(std::string id, std::unique_ptr<Virti
   return at;
 }
 
-Result<void> VirtioSlots::detach(const std::string& id) {
+Result<std::shared_ptr<MmioTransport>> VirtioSlots::detach(const std::string& id) {
   for (Slot& slot : slots_) {
     if (slot.transport != nullptr && slot.id == id) {
       WISP_TRY(space_.remove(slot.region));
       slot.transport->reset();
+      auto transport = std::move(slot.transport);
       slot = {};
-      return {};
+      return transport;
     }
   }
   return fail("no device '{}'", id);

@@ -33,9 +33,9 @@ class VirtioSlots final {
   // (the guest may hold on to what it saw in another), or else any free one. Fails where none is free.
   [[nodiscard]] Result<VirtioMmioSlot> attach(std::string id, std::unique_ptr<VirtioDevice> device,
                                               std::optional<std::uint32_t> wanted = std::nullopt);
-  // Takes the device out of the guest's sight and resets it; with no vCPU inside its registers, it is
-  // destroyed.
-  [[nodiscard]] Result<void> detach(const std::string& id);
+  // Takes the device out of the guest's sight and resets it. With no vCPU inside its registers, what this
+  // gives is all that is left of it: to be destroyed on the device's event loop.
+  [[nodiscard]] Result<std::shared_ptr<MmioTransport>> detach(const std::string& id);
 
   struct Occupied {
     std::string id;
