@@ -278,6 +278,18 @@ TEST_F(BlkTest, RangesAreJudgedBeforeAnyIsCarriedOut) {
   EXPECT_FALSE(broken());
 }
 
+TEST_F(BlkTest, RangesBeyondTheLimitOfOneSegmentAreErrors) {
+  disk_.geometry_for_change().size = 1ULL << 40;
+  disk_.inject = [](const BlockRequest&) { return EOPNOTSUPP; };  // tells what was let through
+  for (const auto& [type, offset] :
+       {std::pair{test::kBlkDiscard, 36U}, std::pair{test::kBlkWriteZeroes, 48U}}) {
+    const auto limit = harness().read_config<std::uint32_t>(offset);
+    ASSERT_GT(limit, 0U);
+    EXPECT_EQ(driver().finish(driver().start_ranges(type, {{0, limit, 0}})), kUnsupported);
+    EXPECT_EQ(driver().finish(driver().start_ranges(type, {{0, limit + 1, 0}})), kIoError);
+  }
+}
+
 TEST_F(BlkTest, RangesThatWereNotNegotiatedAreUnsupported) {
   setup_.features = 0;
   EXPECT_EQ(driver().finish(driver().start_ranges(test::kBlkDiscard, {{0, 1, 0}})), kUnsupported);
