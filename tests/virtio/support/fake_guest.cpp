@@ -1,6 +1,7 @@
 #include "virtio/support/fake_guest.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstring>
 #include <utility>
@@ -10,14 +11,22 @@
 
 namespace wisp::test {
 
-FakeGuest::FakeGuest(std::vector<Range> ranges) : ranges_(std::move(ranges)) {
+FakeGuest::FakeGuest(std::vector<Range> ranges, Backing backing) : ranges_(std::move(ranges)) {
   for (const Range& range : ranges_) {
     void* host = ::mmap(nullptr, range.size + kPageSize, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     WISP_ASSERT(host != MAP_FAILED);
-    WISP_ASSERT(::mprotect(host, range.size, PROT_READ | PROT_WRITE) == 0);
+    constexpr int kAccess = PROT_READ | PROT_WRITE;
+    int fd = -1;
+    if (backing == Backing::kShared) {
+      fd = ::memfd_create("fake-guest", MFD_CLOEXEC);
+      WISP_ASSERT(fd >= 0 && ::ftruncate(fd, static_cast<off_t>(range.size)) == 0);
+      WISP_ASSERT(::mmap(host, range.size, kAccess, MAP_SHARED | MAP_FIXED, fd, 0) == host);
+    }
+    WISP_ASSERT(::mprotect(host, range.size, kAccess) == 0);
     blocks_.push_back({.gpa = range.gpa,
                        .size = range.size,
                        .host = static_cast<std::uint8_t*>(host),
+                       .fd = fd,
                        .dirty = std::make_shared<DirtyBitmap>(range.size)});
   }
   memory_.set_blocks(blocks_);
@@ -27,6 +36,9 @@ FakeGuest::FakeGuest(std::vector<Range> ranges) : ranges_(std::move(ranges)) {
 FakeGuest::~FakeGuest() {
   for (const GuestMemoryBlock& block : blocks_) {
     ::munmap(block.host, block.size + kPageSize);
+    if (block.fd >= 0) {
+      ::close(block.fd);
+    }
   }
 }
 

@@ -24,8 +24,11 @@ class FakeGuest final {
   static constexpr Gpa kBase = 0x10000;  // the default block starts here: address 0 is not RAM
   static constexpr std::uint64_t kDefaultSize = 4ULL << 20;
 
+  // Shared RAM is memory that another process could map, with a descriptor for each block.
+  enum class Backing : std::uint8_t { kPrivate, kShared };
+
   FakeGuest() : FakeGuest({{kBase, kDefaultSize}}) {}
-  explicit FakeGuest(std::vector<Range> ranges);
+  explicit FakeGuest(std::vector<Range> ranges, Backing backing = Backing::kPrivate);
   FakeGuest(const FakeGuest&) = delete;
   FakeGuest& operator=(const FakeGuest&) = delete;
   ~FakeGuest();
