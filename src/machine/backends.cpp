@@ -75,7 +75,17 @@ Result<void> Backends::add_chardev(const BackendConfig& config) {
   WISP_TRY(check_new(chardevs_, "chardev", config.id));
   WISP_ASSIGN(const CharConfig parsed, char_config(config.kind, config.id, config.properties));
   WISP_ASSIGN(auto backend, create_char_backend(parsed, loop_, log_));
-  chardevs_.emplace(config.id, ChardevEntry{.backend = std::move(backend), .user = {}});
+  chardevs_.emplace(config.id, ChardevEntry{.backend = std::move(backend), .path = {}, .user = {}});
+  return {};
+}
+
+Result<void> Backends::add_chardev_path(const BackendConfig& config) {
+  WISP_TRY(check_new(chardevs_, "chardev", config.id));
+  std::string path = config.properties.get_string("path");
+  if (config.kind != "socket" || path.empty()) {
+    return fail("chardev {}: a vhost-user device needs a socket with path=", config.id);
+  }
+  chardevs_.emplace(config.id, ChardevEntry{.backend = nullptr, .path = std::move(path), .user = {}});
   return {};
 }
 
@@ -104,7 +114,8 @@ Result<Netdev> Backends::take_netdev(const std::string& id, const std::string& u
     if (!parsed.fds.empty() || !parsed.vhost_fds.empty()) {
       // Their numbers may mean other files by now.
       return fail(
-          "netdev {}: the descriptors it was given were closed with the device that had it; remove it and add "
+          "netdev {}: the descriptors it was given were closed with the device that had it; remove it and "
+          "add "
           "it again",
           id);
     }
@@ -118,8 +129,20 @@ Result<Netdev> Backends::take_netdev(const std::string& id, const std::string& u
 
 Result<CharBackend*> Backends::use_chardev(const std::string& id, const std::string& user) {
   WISP_ASSIGN(ChardevEntry * entry, find_entry(chardevs_, "chardev", id));
+  if (entry->backend == nullptr) {
+    return fail("chardev {} belongs to a vhost-user device", id);
+  }
   WISP_TRY(claim(*entry, "chardev", id, user));
   return entry->backend.get();
+}
+
+Result<std::string> Backends::use_chardev_path(const std::string& id, const std::string& user) {
+  WISP_ASSIGN(ChardevEntry * entry, find_entry(chardevs_, "chardev", id));
+  if (entry->path.empty()) {
+    return fail("chardev {} is in use for something else than a vhost-user device", id);
+  }
+  WISP_TRY(claim(*entry, "chardev", id, user));
+  return entry->path;
 }
 
 Result<void> Backends::add_object(const BackendConfig& config) {

@@ -29,6 +29,8 @@ class Backends final {
   [[nodiscard]] Result<void> add_drive(const BackendConfig& config);
   [[nodiscard]] Result<void> add_netdev(const BackendConfig& config);
   [[nodiscard]] Result<void> add_chardev(const BackendConfig& config);
+  // A socket chardev that only tells a vhost-user device where its back end listens: nothing is opened.
+  [[nodiscard]] Result<void> add_chardev_path(const BackendConfig& config);
   [[nodiscard]] Result<void> add_object(const BackendConfig& config);
 
   // Fail where the id is unknown or a device uses the part.
@@ -41,6 +43,7 @@ class Backends final {
   // Moves the back end into the device. The id stays known, as used up, until the netdev is removed.
   [[nodiscard]] Result<Netdev> take_netdev(const std::string& id, const std::string& user);
   [[nodiscard]] Result<CharBackend*> use_chardev(const std::string& id, const std::string& user);
+  [[nodiscard]] Result<std::string> use_chardev_path(const std::string& id, const std::string& user);
   // A source of its own for each device that names the object.
   [[nodiscard]] Result<std::unique_ptr<EntropySource>> open_rng(const std::string& id) const;
   // The device with this id is gone.
@@ -52,7 +55,8 @@ class Backends final {
     std::string user;
   };
   struct ChardevEntry {
-    std::unique_ptr<CharBackend> backend;
+    std::unique_ptr<CharBackend> backend;  // null: only a path
+    std::string path;
     std::string user;
   };
   [[nodiscard]] const std::map<std::string, DriveEntry>& drives() const { return drives_; }

@@ -7,6 +7,7 @@
 #include "virtio/console.h"
 #include "virtio/net.h"
 #include "virtio/rng.h"
+#include "virtio/vhost_user_fs.h"
 #include "virtio/vhost_vsock.h"
 #include "virtio/vsock.h"
 
@@ -15,6 +16,7 @@ namespace {
 
 constexpr std::string_view kDebugExitDriver = "isa-debug-exit";
 constexpr std::string_view kSerialDriver = "virtio-serial-device";
+constexpr std::string_view kVhostUserFsDriver = "vhost-user-fs-device";
 constexpr std::string_view kConsolePortDriver = "virtconsole";
 constexpr std::string_view kSerialPortDriver = "virtserialport";
 
@@ -38,6 +40,7 @@ struct DeviceFactory::MakerTable {
       {"virtio-vsock-device", &DeviceFactory::make_vsock},
       {"vhost-vsock-device", &DeviceFactory::make_vhost_vsock},
       {kSerialDriver, &DeviceFactory::make_console},
+      {kVhostUserFsDriver, &DeviceFactory::make_vhost_user_fs},
   });
 };
 
@@ -48,6 +51,10 @@ const DeviceFactory::MakerEntry* DeviceFactory::find_maker(std::string_view driv
 
 bool DeviceFactory::is_virtio(const DeviceConfig& device) {
   return find_maker(device.driver) != nullptr;
+}
+
+bool DeviceFactory::is_vhost_user(const DeviceConfig& device) {
+  return device.driver == kVhostUserFsDriver;
 }
 
 std::optional<DebugExitOptions> DeviceFactory::debug_exit_options(std::span<const DeviceConfig> devices) {
@@ -136,6 +143,13 @@ DeviceFactory::Made DeviceFactory::make_console(const DeviceConfig& device, Even
   }
   return as_device(VirtioConsole::create(loop, parts_.ram.memory(), {.id = device.id}, std::move(ports),
                                          parts_.log, parts_.clock));
+}
+
+DeviceFactory::Made DeviceFactory::make_vhost_user_fs(const DeviceConfig& device, EventLoop& loop,
+                                                      std::span<const DeviceConfig> /*all*/) {
+  WISP_ASSIGN(VhostUserFsOptions options, parse_vhost_user_fs_options(device.id, device.properties));
+  WISP_ASSIGN(options.path, parts_.backends.use_chardev_path(options.chardev, device.id));
+  return as_device(VhostUserFs::create(loop, parts_.ram.memory(), options, parts_.log, parts_.clock));
 }
 
 void DeviceFactory::forget(const std::string& id) {

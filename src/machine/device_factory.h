@@ -45,6 +45,8 @@ class DeviceFactory final : private BalloonHost {
   // Whether the driver takes a virtio slot of its own (the ports of a virtio-serial device and isa-debug-exit
   // do not).
   [[nodiscard]] static bool is_virtio(const DeviceConfig& device);
+  // Whether its chardev= names the socket of another process that serves it.
+  [[nodiscard]] static bool is_vhost_user(const DeviceConfig& device);
   // What -device isa-debug-exit asks for, where it is among the devices.
   [[nodiscard]] static std::optional<DebugExitOptions> debug_exit_options(
       std::span<const DeviceConfig> devices);
@@ -81,6 +83,9 @@ class DeviceFactory final : private BalloonHost {
 
   [[nodiscard]] Made make_console(const DeviceConfig& device, EventLoop& loop,
                                   std::span<const DeviceConfig> all);
+
+  [[nodiscard]] Made make_vhost_user_fs(const DeviceConfig& device, EventLoop& loop,
+                                        std::span<const DeviceConfig> all);
 
   // BalloonHost
   [[nodiscard]] Result<void> discard(Gpa gpa, std::uint64_t size) override;

@@ -10,6 +10,7 @@
 #include "virtio/console.h"
 #include "virtio/net.h"
 #include "virtio/rng.h"
+#include "virtio/vhost_user_fs.h"
 #include "virtio/vhost_vsock.h"
 #include "virtio/vsock.h"
 
@@ -50,6 +51,7 @@ std::span<const DriverInfo> device_drivers() {
        kVirtioVsockProperties, true},
       {"vhost-vsock-device", "sockets between host and guest, by the kernel's vhost-vsock",
        kVhostVsockProperties, true},
+      {"vhost-user-fs-device", "a directory of the host, served by virtiofsd", kVhostUserFsProperties, false},
       {"virtio-serial-device", "consoles and serial ports: those that follow it", kVirtioSerialProperties,
        false},
       {"virtconsole", "a console (/dev/hvcN) of the virtio-serial-device before it",

@@ -92,7 +92,10 @@ Result<void> Machine::build() {
 Result<void> Machine::build_backends() {
   backends_ = std::make_unique<Backends>(services_.loop, services_.log, services_.clock);
   for (const BackendConfig& chardev : config_.chardevs) {
-    WISP_TRY(backends_->add_chardev(chardev));
+    const bool path_only = std::ranges::any_of(config_.devices, [&chardev](const DeviceConfig& device) {
+      return DeviceFactory::is_vhost_user(device) && device.properties.find_string("chardev") == chardev.id;
+    });
+    WISP_TRY(path_only ? backends_->add_chardev_path(chardev) : backends_->add_chardev(chardev));
   }
   for (const BackendConfig& object : config_.objects) {
     WISP_TRY(backends_->add_object(object));

@@ -41,6 +41,9 @@ std::vector<BlockInfo> Machine::blocks() const {
 std::vector<ChardevInfo> Machine::chardevs() const {
   std::vector<ChardevInfo> result;
   for (const auto& [id, chardev] : backends_->chardevs()) {
+    if (chardev.backend == nullptr) {
+      continue;
+    }
     result.push_back({.id = id,
                       .description = chardev.backend->description(),
                       .connected = chardev.backend->is_connected()});
