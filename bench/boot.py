@@ -43,7 +43,7 @@ def main():
     arguments.add_argument("--cpus", type=int, default=1)
     arguments.add_argument("--kernel", default="vmlinux", choices=("vmlinux", "bzImage"))
     options = arguments.parse_args()
-    in_bed(options, timeout=60 + options.runs * 60)
+    in_bed(options, timeout=120 + options.runs * 240)
     vmms = [options.vmm, options.qemu]
     commands = [vmm_command(vmm, options.images, cpus=options.cpus, kernel=options.kernel, append="wisp.do=poweroff")
                 for vmm in vmms]

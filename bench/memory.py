@@ -48,7 +48,7 @@ def measure(command, size):
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=die_with_parent)
     try:
         console = Console(process.stdin.fileno(), process.stdout.fileno())
-        console.expect("WISP-INIT", 120)
+        console.expect("WISP-INIT", 300)
         console.pump(1.0)
         areas = mappings(process.pid)
         ram = guest_ram(areas, size)

@@ -38,7 +38,7 @@ def count(command):
     try:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=die_with_parent)
         try:
-            Console(process.stdin.fileno(), process.stdout.fileno()).expect("WISP-INIT", 120)
+            Console(process.stdin.fileno(), process.stdout.fileno()).expect("WISP-INIT", 300)
             calls, runs = histogram(CALLS), histogram(IOCTLS)
             names = {}
             for thread in os.listdir(f"/proc/{process.pid}/task"):
