@@ -93,10 +93,12 @@ inline constexpr std::uint32_t kIoApicPins = 24;
 inline constexpr std::uint32_t kSerialGsi = 4;
 inline constexpr std::uint32_t kRtcGsi = 8;
 inline constexpr std::uint32_t kGedGsi = 9;
-// Pins that virtio-mmio devices share, edge-triggered: 5 to 23 without the RTC (8), the Generic Event Device
-// (9), the i8042's mouse (12) and the coprocessor (13), which kernels without ACPI take for ISA's own.
-inline constexpr std::array<std::uint32_t, 15> kVirtioGsis = {5,  6,  7,  10, 11, 14, 15, 16,
+// Pins that virtio-mmio devices share, edge-triggered: all without the RTC (8), the Generic Event Device (9),
+// the i8042's mouse (12) and the coprocessor (13), which kernels without ACPI take for ISA's own. Those below
+// 16 come first: a kernel without ACPI has no others.
+inline constexpr std::array<std::uint32_t, 15> kVirtioGsis = {10, 11, 14, 15, 5,  6,  7, 16,
                                                               17, 18, 19, 20, 21, 22, 23};
+inline constexpr std::uint32_t kVirtioLegacyGsis = 7;
 
 static_assert(kVirtioMmio + kVirtioMmioSlots * kVirtioMmioStride <= kIoApic);
 static_assert(kPageDirectories + 4 * kPageSize == kPageTablesEnd);

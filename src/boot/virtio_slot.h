@@ -15,12 +15,11 @@ struct VirtioMmioSlot {
   bool operator==(const VirtioMmioSlot&) const = default;
 };
 
-// The slot of that index, below layout::kVirtioMmioSlots. Slots take the shared pins in turn, high ones
-// first: a kernel without ACPI may hold low ones for legacy devices.
-[[nodiscard]] constexpr VirtioMmioSlot virtio_slot(std::uint32_t index) {
-  constexpr std::size_t kPins = layout::kVirtioGsis.size();
-  return {index, layout::kVirtioMmio + index * layout::kVirtioMmioStride,
-          layout::kVirtioGsis[kPins - 1 - index % kPins]};
+// The slot of that index, below layout::kVirtioMmioSlots. Slots take the shared pins in turn; on a machine
+// without ACPI only those below 16.
+[[nodiscard]] constexpr VirtioMmioSlot virtio_slot(std::uint32_t index, bool acpi = true) {
+  const std::size_t pins = acpi ? layout::kVirtioGsis.size() : layout::kVirtioLegacyGsis;
+  return {index, layout::kVirtioMmio + index * layout::kVirtioMmioStride, layout::kVirtioGsis[index % pins]};
 }
 
 }  // namespace wisp

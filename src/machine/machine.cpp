@@ -18,10 +18,17 @@ std::optional<std::uint32_t> wanted_slot(const DeviceConfig& device) {
   return address ? std::optional(static_cast<std::uint32_t>(*address)) : std::nullopt;
 }
 
+// Whether the guest is told not to look at ACPI, as Kata Containers does.
+bool kernel_without_acpi(std::string_view command_line) {
+  const std::string padded = fmt::format(" {} ", command_line);
+  return padded.find(" acpi=off ") != std::string::npos;
+}
+
 }  // namespace
 
 Machine::Machine(MachineConfig config, std::unique_ptr<Hypervisor> engine, const MachineServices& services)
     : config_(std::move(config)), engine_(std::move(engine)), services_(services) {
+  config_.acpi = config_.acpi && !kernel_without_acpi(config_.boot.cmdline);
   for (std::size_t i = 0; i < config_.devices.size(); ++i) {
     if (DeviceConfig& device = config_.devices[i]; device.id.empty()) {
       // What a device uses is kept under its id. A user's id has no '#'.
@@ -143,7 +150,7 @@ Result<void> Machine::build_platform() {
 }
 
 Result<void> Machine::build_devices() {
-  slots_ = std::make_unique<VirtioSlots>(*vm_, memory_space_, services_.log, services_.clock);
+  slots_ = std::make_unique<VirtioSlots>(*vm_, memory_space_, services_.log, services_.clock, config_.acpi);
   factory_ = std::make_unique<DeviceFactory>(DeviceFactory::Parts{
       .backends = *backends_,
       .ram = *ram_,
@@ -223,7 +230,7 @@ BootDescription Machine::describe_boot() const {
   std::vector<VirtioMmioSlot> filled;
   std::vector<VirtioMmioSlot> free;
   for (std::uint32_t i = 0; i < VirtioSlots::kCount; ++i) {
-    ((slots_->present() >> i & 1) != 0 ? filled : free).push_back(virtio_slot(i));
+    ((slots_->present() >> i & 1) != 0 ? filled : free).push_back(virtio_slot(i, config_.acpi));
   }
   if (config_.boot.auto_cmdline) {
     boot.command_line_devices = filled;
@@ -345,7 +352,7 @@ Result<void> Machine::powerdown() {
     return fail("the machine is not running");
   }
   if (!config_.acpi) {
-    return fail("the machine has no power button: it was started with acpi=off; use quit");
+    return fail("the machine has no power button: it runs with acpi=off; use quit");
   }
   platform_->power().press_power_button();
   tell(&MachineEvents::on_powerdown);

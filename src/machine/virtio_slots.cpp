@@ -29,7 +29,7 @@ Result<VirtioMmioSlot> VirtioSlots::attach(std::string id, std::unique_ptr<Virti
   if (index >= kCount) {
     return fail("all {} device slots of the machine are taken", kCount);
   }
-  const VirtioMmioSlot at = virtio_slot(index);
+  const VirtioMmioSlot at = virtio_slot(index, acpi_);
   WISP_ASSIGN(auto irq, vm_.irq_line(at.gsi));
   WISP_ASSIGN(auto transport, MmioTransport::create(std::move(device), std::move(irq), log_, clock_));
   auto region = MemoryRegion::io("virtio-mmio:" + id, transport, kVirtioMmioSize, transport->io_events());
@@ -56,7 +56,8 @@ std::vector<VirtioSlots::Occupied> VirtioSlots::occupied() const {
   std::vector<Occupied> result;
   for (std::uint32_t i = 0; i < kCount; ++i) {
     if (slots_[i].transport != nullptr) {
-      result.push_back({.id = slots_[i].id, .place = virtio_slot(i), .transport = slots_[i].transport.get()});
+      result.push_back(
+          {.id = slots_[i].id, .place = virtio_slot(i, acpi_), .transport = slots_[i].transport.get()});
     }
   }
   return result;

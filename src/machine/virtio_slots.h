@@ -23,8 +23,9 @@ class VirtioSlots final {
   // Slots on one machine; the ACPI tables describe all of them.
   static constexpr std::uint32_t kCount = layout::kVirtioMmioSlots;
 
-  VirtioSlots(Vm& vm, AddressSpace& space, Log& log, const Clock& clock)
-      : vm_(vm), space_(space), log_(log), clock_(clock) {}
+  // Without ACPI, devices have only the interrupts that such a kernel can use.
+  VirtioSlots(Vm& vm, AddressSpace& space, Log& log, const Clock& clock, bool acpi = true)
+      : vm_(vm), space_(space), log_(log), clock_(clock), acpi_(acpi) {}
   VirtioSlots(const VirtioSlots&) = delete;
   VirtioSlots& operator=(const VirtioSlots&) = delete;
   ~VirtioSlots();
@@ -60,6 +61,7 @@ class VirtioSlots final {
   AddressSpace& space_;
   Log& log_;
   const Clock& clock_;
+  const bool acpi_;
   std::array<Slot, kCount> slots_;
   std::uint64_t ever_used_ = 0;  // since the last reset, one bit per slot
 };

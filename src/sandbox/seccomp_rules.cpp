@@ -1,5 +1,7 @@
 // The lists themselves. Each call stands here for a reason that a reader can check; a call that no thread of
 // the kind makes any more is to be taken out.
+#include <linux/fs.h>
+#include <linux/if_tun.h>
 #include <linux/kvm.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -16,16 +18,48 @@ namespace {
 
 constexpr std::uint64_t kLow32 = 0xffffffff;
 
-// KVM requests are told apart by number and direction alone: their struct sizes differ between headers.
+// Requests are told apart by type and number alone: direction and struct size differ between headers.
 constexpr std::uint64_t kIoctlNumberMask = 0xffff;
-constexpr std::uint64_t kvm(std::uint64_t request) {
-  return request & kIoctlNumberMask;
+constexpr std::uint64_t request(std::uint64_t code) {
+  return code & kIoctlNumberMask;
+}
+constexpr std::uint64_t vhost(std::uint64_t number) {
+  return request(_IO(0xaf, number));
 }
 
-// Entering the guest, its state (pause, reset, snapshot), interrupts that a device raises on this thread.
+// What a vCPU thread asks of a file: entering the guest, its state, interrupts that a device raises; and what
+// a device does when the driver's register writes start, change or reset it.
 constexpr std::array kVcpuIoctls = {
-    kvm(KVM_RUN),       kvm(KVM_IRQ_LINE),  kvm(KVM_GET_REGS),   kvm(KVM_SET_REGS),
-    kvm(KVM_GET_SREGS), kvm(KVM_SET_SREGS), kvm(KVM_SIGNAL_MSI),
+    request(KVM_RUN),
+    request(KVM_IRQ_LINE),
+    request(KVM_GET_REGS),
+    request(KVM_SET_REGS),
+    request(KVM_GET_SREGS),
+    request(KVM_SET_SREGS),
+    request(KVM_SIGNAL_MSI),
+    // Taps: offloads and queues that the driver negotiated.
+    request(TUNSETOFFLOAD),
+    request(TUNSETQUEUE),
+    // Block devices.
+    request(BLKDISCARD),
+    request(BLKZEROOUT),
+    request(BLKGETSIZE64),
+    // vhost (linux/vhost.h): features, owner, memory, rings, back ends.
+    vhost(0x00),
+    vhost(0x01),
+    vhost(0x02),
+    vhost(0x03),
+    vhost(0x10),
+    vhost(0x11),
+    vhost(0x12),
+    vhost(0x20),
+    vhost(0x21),
+    vhost(0x22),
+    vhost(0x25),
+    vhost(0x26),
+    vhost(0x30),
+    vhost(0x60),
+    vhost(0x61),
 };
 
 constexpr std::array<std::uint64_t, 3> kMmapProtection = {PROT_NONE, PROT_READ, PROT_READ | PROT_WRITE};

@@ -61,7 +61,7 @@ TEST(PrepareBoot, Linux64WithInitrdAcpiAndDevices) {
   EXPECT_EQ(ram.at<std::uint64_t>(zero_page + 0x70), state->rsdp);
   EXPECT_EQ(ram.bytes(state->rsdp, 8), (Bytes{'R', 'S', 'D', ' ', 'P', 'T', 'R', ' '}));
   EXPECT_EQ(text_at(ram, ram.at<std::uint32_t>(zero_page + 0x228)),
-            "console=ttyS0 virtio_mmio.device=512@0xfeb00000:23");
+            "console=ttyS0 virtio_mmio.device=512@0xfeb00000:10");
   const Gpa initrd_gpa = ram.at<std::uint32_t>(zero_page + 0x218);
   EXPECT_EQ(initrd_gpa, 64 * kMiB - 0x2000);
   EXPECT_EQ(ram.bytes(initrd_gpa, ram.at<std::uint32_t>(zero_page + 0x21C)), initrd_bytes);

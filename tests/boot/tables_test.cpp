@@ -306,7 +306,7 @@ TEST(CommandLine, DevicesFollowTheUsersWords) {
     const auto line = build_command_line(base, slots, max);
     return line ? line->text : line.error().message;
   };
-  const std::string devices = "virtio_mmio.device=512@0xfeb00000:23 virtio_mmio.device=512@0xfeb01000:22";
+  const std::string devices = "virtio_mmio.device=512@0xfeb00000:10 virtio_mmio.device=512@0xfeb01000:11";
   EXPECT_EQ(text("console=ttyS0"), "console=ttyS0 " + devices);
   EXPECT_EQ(text(""), devices);
   EXPECT_EQ(text("quiet -- -s \"a b\""), "quiet " + devices + " -- -s \"a b\"");
@@ -323,7 +323,7 @@ TEST(CommandLine, ItsLengthIsKept) {
   const auto line = build_command_line("quiet -- x", slots, 200);
   ASSERT_TRUE(line);
   EXPECT_EQ(line->devices, 5U);
-  EXPECT_EQ(line->text.size(), 5 + 5 * 37 + 5);
+  EXPECT_EQ(line->text.size(), 5 + 4 * 37 + 36 + 5);
   EXPECT_LE(line->text.size(), 200U);
   EXPECT_EQ(build_command_line(std::string(200, 'x'), slots, 200)->devices, 0U);
   EXPECT_EQ(build_command_line(std::string(200, 'x'), slots, 200)->text.size(), 200U);
@@ -338,6 +338,8 @@ TEST(VirtioSlots, ShareThePinsThatAreFree) {
     EXPECT_EQ(slot.base, 0xFEB0'0000U + i * 0x1000);
     EXPECT_GE(slot.gsi, 5U);
     EXPECT_LT(slot.gsi, layout::kIoApicPins);
+    EXPECT_LT(virtio_slot(i, false).gsi, 16U);
+    EXPECT_EQ(virtio_slot(i, false).base, slot.base);
     for (const std::uint32_t taken : {layout::kSerialGsi, layout::kRtcGsi, layout::kGedGsi}) {
       EXPECT_NE(slot.gsi, taken);
     }
