@@ -110,7 +110,7 @@ Result<std::string> numeric_host(std::string_view host, std::string_view what) {
   if (host.size() > 2 && host.front() == '[' && host.back() == ']') {
     host = host.substr(1, host.size() - 2);
   }
-  const std::string text(host);
+  std::string text(host);
   std::array<unsigned char, sizeof(in6_addr)> address{};
   if (::inet_pton(AF_INET, text.c_str(), address.data()) != 1 &&
       ::inet_pton(AF_INET6, text.c_str(), address.data()) != 1) {

@@ -421,7 +421,7 @@ Result<void> take_memory(CommandLineBuilder& builder, const OptionSpec& option, 
       return fail("{}: '{}' is not a size such as 1024 (MiB), 512M or 2G", what, clip(*text, 40));
     }
     WISP_TRY(check_size(*size, what));
-    builder.memory_size = *size;
+    builder.memory_size = size;
   }
   return {};
 }

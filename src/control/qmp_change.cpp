@@ -427,7 +427,12 @@ QmpReply qmp_device_add(QmpContext& context, const Json& arguments) {
 }
 
 QmpReply qmp_device_del(QmpContext& context, const Json& arguments) {
-  return qmp_reply(context.machine.remove_device(arguments["id"].get<std::string>()));
+  // All that can be wrong with it is that it is not there.
+  if (auto removed = context.machine.remove_device(arguments["id"].get<std::string>()); !removed) {
+    return std::unexpected(
+        QmpError{.error_class = QmpErrorClass::kDeviceNotFound, .text = std::move(removed).error().message});
+  }
+  return Json::object();
 }
 
 }  // namespace wisp

@@ -36,7 +36,7 @@ inline constexpr std::uint32_t kPowerEventSleepButton = 1U << 1;  // Notify(slee
 inline constexpr std::uint32_t kPowerEventCpuScan = 1U << 2;      // look for vCPUs that came or went
 inline constexpr std::uint32_t kPowerEventMemoryScan = 1U << 3;   // look for memory that came or went
 inline constexpr std::uint32_t kPowerEventPciScan = 1U << 4;      // look for PCI slots that changed
-inline constexpr std::uint32_t kPowerEventSlotScan = 1U << 5;  // look for virtio-mmio slots that changed
+inline constexpr std::uint32_t kPowerEventSlotScan = 1U << 5;     // look for virtio-mmio slots that changed
 inline constexpr std::uint32_t kPowerEventAll = 0x3f;
 
 }  // namespace wisp
