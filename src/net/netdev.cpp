@@ -208,6 +208,7 @@ Result<NetdevConfig> parse_netdev(std::string_view kind, std::string id, const P
 Result<Netdev> open_netdev(const NetdevConfig& config) {
   const std::string context = "netdev " + config.id;
   std::vector<UniqueFd> fds;
+  fds.reserve(config.fds.size());
   for (const int fd : config.fds) {
     fds.emplace_back(fd);
   }

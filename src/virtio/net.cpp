@@ -176,7 +176,7 @@ VirtioNet::VirtioNet(EventLoop& loop, const GuestMemory& memory, VirtioNetOption
       log_gate_(clock),
       max_pairs_(options_.mq ? backend_->queue_pairs() : std::uint16_t{1}) {
   state_.mac = birth_mac_;
-  queue_sizes_.assign(2U * max_pairs_, options_.queue_size);
+  queue_sizes_.assign(std::size_t{2} * max_pairs_, options_.queue_size);
   queue_sizes_.push_back(kControlQueueSize);
   for (std::uint16_t i = 0; i < max_pairs_; ++i) {
     pairs_.push_back(
@@ -253,7 +253,7 @@ Result<void> VirtioNet::activate(VirtioActivation activation) {
   const std::uint16_t pairs = multi_queue ? max_pairs_ : std::uint16_t{1};
   if (!vhosts_.empty()) {
     vhost_queues_.clear();
-    for (std::size_t i = 0; i < 2U * pairs; ++i) {
+    for (std::size_t i = 0; i < std::size_t{2} * pairs; ++i) {
       vhost_queues_.push_back(std::move(activation.queues.at(i)));
     }
     if (control_) {
@@ -534,7 +534,7 @@ Result<void> VirtioNet::start_vhost() {
     queue_broken(0);
   }));
   vhost_running_ = true;
-  for (std::uint16_t pair = 0; 2U * pair < vhost_queues_.size(); ++pair) {
+  for (std::uint16_t pair = 0; std::size_t{2} * pair < vhost_queues_.size(); ++pair) {
     WISP_TRY(start_vhost_pair(pair));
   }
   return {};

@@ -12,7 +12,7 @@ namespace {
 
 // Work per call: a busy queue gives the loop back after so much, and goes on by a kick of its own.
 constexpr int kFramesPerCall = 64;
-constexpr std::size_t kBytesPerCall = 512 * 1024;
+constexpr std::size_t kBytesPerCall = 512UL * 1024;
 // Buffers to have ready for a frame of ordinary size. After a longer one, there are enough for the longest.
 constexpr std::size_t kSmallFrame = 2048;
 // How long a frame waits for a driver that has too few buffers for it.

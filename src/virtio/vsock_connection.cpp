@@ -10,7 +10,7 @@ namespace wisp {
 namespace {
 
 // A buffer that grew beyond this is given back when it is empty.
-constexpr std::size_t kKeptCapacity = 16 * 1024;
+constexpr std::size_t kKeptCapacity = 16UL * 1024;
 
 }  // namespace
 

@@ -17,7 +17,7 @@ using ::testing::StartsWith;
 
 // Parses as the command line would: text against the table of the kind.
 Result<NetdevConfig> parse(std::string_view kind, std::span<const PropertySpec> specs,
-                           std::vector<std::pair<std::string, std::string>> options) {
+                           const std::vector<std::pair<std::string, std::string>>& options) {
   PropertySet set;
   for (const auto& [name, text] : options) {
     const PropertySpec* spec = find_property(specs, name);
@@ -47,8 +47,8 @@ TEST(NetdevConfig, TapByNameAndByDescriptors) {
 
 TEST(NetdevConfig, ErrorsNameTheNetdevAndTheOption) {
   const auto error = [](std::string_view kind, std::span<const PropertySpec> specs,
-                        std::vector<std::pair<std::string, std::string>> options) {
-    const auto result = parse(kind, specs, std::move(options));
+                        const std::vector<std::pair<std::string, std::string>>& options) {
+    const auto result = parse(kind, specs, options);
     return result ? std::string("accepted") : result.error().message;
   };
   EXPECT_THAT(error("tap", kTapProperties, {}), StartsWith("netdev n0: give either ifname="));

@@ -117,10 +117,6 @@ TEST(Passt, AMissingProgramIsAnErrorThatSaysWhatToDo) {
 // The real program.
 class RealPasst : public ::testing::Test {
  protected:
-  static Result<std::unique_ptr<PasstBackend>> start(PasstOptions options) {
-    auto backend = PasstBackend::start(options);
-    return backend;
-  }
   void SetUp() override {
     const auto probe = PasstBackend::start({});
     if (!probe) {

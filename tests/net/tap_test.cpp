@@ -28,7 +28,7 @@ constexpr std::uint16_t kTestProtocol = 0x88b5;  // for local experiments
 class Tap : public ::testing::Test {
  protected:
   void SetUp() override {
-    name_ = "wt" + std::to_string(::getpid() % 100000) + "x" + std::to_string(++counter_);
+    name_ = "wt" + std::to_string(::getpid() % 100000) + "x" + std::to_string(++counter);
     const UniqueFd probe(::open("/dev/net/tun", O_RDWR | O_CLOEXEC));
     ifreq request = request_for(name_, IFF_TAP | IFF_NO_PI);
     if (!probe.valid() || ::ioctl(probe.get(), TUNSETIFF, &request) != 0) {
@@ -76,7 +76,7 @@ class Tap : public ::testing::Test {
   }
 
   std::string name_;
-  static inline int counter_ = 0;
+  static inline int counter = 0;
 };
 
 TEST_F(Tap, CreatesBringsUpCarriesFramesAndGoesAway) {

@@ -21,7 +21,6 @@ constexpr std::uint64_t kFeatureGuestCsum = 1ULL << 1;
 constexpr std::uint64_t kFeatureGuestTso4 = 1ULL << 7;
 constexpr std::uint64_t kFeatureHostTso4 = 1ULL << 11;
 constexpr std::uint64_t kFeatureHostUfo = 1ULL << 14;
-constexpr std::uint64_t kFeatureMrgRxbuf = 1ULL << 15;
 constexpr std::uint64_t kFeatureCtrlVq = 1ULL << 17;
 constexpr std::uint64_t kFeatureMq = 1ULL << 22;
 
@@ -760,7 +759,7 @@ TEST(VirtioNetStream, ASlowPeerHoldsTheDriverBackWithoutLoss) {
   EXPECT_TRUE(harness.pump_until([&] {
     const ssize_t size = ::recv(net.peer.get(), chunk.data(), chunk.size(), MSG_DONTWAIT);
     got += size > 0 ? static_cast<std::size_t>(size) : 0;
-    return got == 64 * (4 + 60000);
+    return got == 64UL * (4 + 60000);
   }));
   EXPECT_EQ(harness.queue(1).used_index(), 64);
 }
@@ -814,6 +813,7 @@ TEST(VirtioNetStream, EchoAcrossThreads) {
     rx_buffers[harness.queue(0).add(ChainBuilder().writable(at, 2048))] = at;
   }
   std::vector<Gpa> tx_at;
+  tx_at.reserve(32);
   for (int i = 0; i < 32; ++i) {
     tx_at.push_back(net.guest.allocate(2048));
   }

@@ -200,7 +200,7 @@ TEST(VhostVsock, AProgramOfTheHostReachesTheGuest) {
   const auto loop = EventLoop::create().value();
   Log log(-1);
   const SystemClock clock;
-  const auto cid = static_cast<std::uint64_t>(1000 + ::getpid());
+  const auto cid = 1000 + static_cast<std::uint64_t>(::getpid());
   Result<std::unique_ptr<VhostVsock>> made = fail("not made");
   DeviceHarness* harness = nullptr;
   FakeGuest guest;

@@ -8,6 +8,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <optional>
@@ -39,13 +40,15 @@ class TempDir final {
   TempDir(const TempDir&) = delete;
   TempDir& operator=(const TempDir&) = delete;
   ~TempDir() {
-    const std::string command = "rm -rf '" + path_ + "'";
-    (void)!std::system(command.c_str());
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
   }
   [[nodiscard]] std::string file(const std::string& name) const { return path_ + "/" + name; }
 
  private:
-  std::string path_ = "/tmp/wisp-vsock-XXXXXX";
+  // In memory where possible: sockets on a disk cost its journal.
+  std::string path_ = (::access("/dev/shm", W_OK) == 0 ? std::string("/dev/shm") : std::string("/tmp")) +
+                      "/wisp-vsock-XXXXXX";
 };
 
 inline sockaddr_un address_of(const std::string& path) {
@@ -99,7 +102,7 @@ class VsockKit final {
   // With `buffers` receive buffers given.
   void activate(int buffers = 32, std::uint16_t queue_size = 256) {
     WISP_ASSERT(harness->activate({.queue_size = queue_size}).has_value());
-    scratch_ = guest.allocate(128 * 1024);
+    scratch_ = guest.allocate(128UL * 1024);
     buffer_at_.clear();
     offer(buffers);
   }

@@ -360,7 +360,7 @@ TEST(VirtioVsock, KeepsToTheGuestsCredit) {
         break;
       }
     }
-    EXPECT_EQ(seen.size(), std::min<std::size_t>(round * 10000, all.size()));
+    EXPECT_EQ(seen.size(), std::min(std::size_t{round} * 10000, all.size()));
     if (seen.size() < all.size()) {
       ASSERT_TRUE(packet && packet->header.op == VsockOp::kCreditRequest);
       EXPECT_TRUE(is_idle(kit.harness->loop())) << "one request is enough";
@@ -859,6 +859,7 @@ TEST(VirtioVsock, EchoAcrossThreads) {
   constexpr int kStreams = 4;
   constexpr std::size_t kSize = 200000;
   std::vector<std::thread> programs;
+  programs.reserve(kStreams);
   std::array<std::size_t, kStreams> echoed{};
   for (std::uint32_t i = 0; i < kStreams; ++i) {
     programs.emplace_back([&, i] {
