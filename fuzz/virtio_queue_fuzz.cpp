@@ -1,10 +1,12 @@
 // The split virtqueue over rings that hold the fuzzer's bytes.
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
+#include "base/bytes.h"
 #include "virtio/queue.h"
-#include "virtio/support/fake_guest.h"
+#include "virtio/support/fake_queue.h"
 
 namespace {
 
@@ -24,17 +26,34 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::uint64_t features = kVirtioFeatureVersion1 |
                                  ((shape & 8) != 0 ? kVirtioFeatureIndirectDesc : 0) |
                                  ((shape & 16) != 0 ? kVirtioFeatureEventIdx : 0);
-  const std::span<const std::uint8_t> input(data + 1, size - 1);
-  // Descriptors first, then the available ring, so that short inputs reach both; indirect tables may lie
-  // anywhere.
+  std::span<const std::uint8_t> input(data + 1, size - 1);
   const Gpa base = guest.base();
+  const Gpa table = base + 0x200;
   const QueueConfig config{.max_size = 128,
                            .size = ring_size,
                            .ready = true,
-                           .descriptor_table = base + 0x400,
+                           .descriptor_table = table,
                            .available_ring = base,
                            .used_ring = base + 0x7000};
-  guest.write(base, input.first(std::min<std::size_t>(input.size(), 0x7000)));
+  // The first bytes are the available ring, the next six bytes a descriptor each (mostly inside RAM), the
+  // rest lies raw where indirect tables may be, and where the first descriptors are for shapes that want wild
+  // ones.
+  const auto take = [&](std::size_t count) {
+    const auto taken = input.first(std::min(count, input.size()));
+    input = input.subspan(taken.size());
+    return taken;
+  };
+  guest.write(base, take(6 + 2ULL * ring_size));
+  for (std::uint16_t i = 0; i < ring_size && !input.empty(); ++i) {
+    std::uint8_t bytes[6]{};
+    std::ranges::copy(take(sizeof bytes), bytes);
+    guest.store(table + 16ULL * i, test::FakeDescriptor{.address = base + load_le<std::uint16_t>(bytes),
+                                                        .length = load_le<std::uint16_t>(bytes + 2) & 0xfffU,
+                                                        .flags = bytes[4],
+                                                        .next = bytes[5]});
+  }
+  const Gpa raw = (shape & 32) != 0 ? table : base + 0x1000;
+  guest.write(raw, input.first(std::min<std::size_t>(input.size(), 0x5000)));
   Result<Queue> queue = Queue::activate(config, guest.memory(), features);
   if (!queue) {
     __builtin_trap();
