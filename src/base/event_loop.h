@@ -44,6 +44,16 @@ class Watch final {
 class Timer final {
  public:
   Timer() = default;
+  Timer(Timer&&) noexcept = default;
+  // The old watch ends before its descriptor's number can be given to somebody else.
+  Timer& operator=(Timer&& other) noexcept {
+    watch_ = std::move(other.watch_);
+    fd_ = std::move(other.fd_);
+    return *this;
+  }
+  Timer(const Timer&) = delete;
+  Timer& operator=(const Timer&) = delete;
+  ~Timer() = default;
   // Fires once, `delay_ns` from now, in place of what was set before.
   void arm(std::uint64_t delay_ns);
   void disarm();
