@@ -23,7 +23,7 @@ constexpr std::uint64_t kEntryWritable = 0xfffe00000001afffULL;
 void IoApic::reset() {
   const std::lock_guard lock(mutex_);
   entries_.fill(kEntryMasked);
-  levels_ = pending_ = 0;
+  levels_ = 0;
   id_ = 0;
   select_ = 0;
 }
@@ -59,30 +59,41 @@ void IoApic::write_register(std::uint32_t value) {
   std::uint64_t next = (select_ & 1) != 0 ? (entry & 0xffffffffULL) | static_cast<std::uint64_t>(value) << 32
                                           : (entry & ~0xffffffffULL) | value;
   next = (next & kEntryWritable) | (entry & kEntryReadOnly);
-  if ((next & kEntryLevel) == 0) {
+  if (!level_triggered(next)) {
     next &= ~kEntryRemoteIrr;
   }
   entry = next;
   service(pin);
 }
 
+// Level-triggered in effect: NMI, INIT and the like are edges whatever their trigger mode says
+// (82093AA, 3.2.4).
+bool IoApic::level_triggered(std::uint64_t entry) {
+  const auto mode = static_cast<DeliveryMode>((entry >> 8) & 7);
+  return (entry & kEntryLevel) != 0 &&
+         (mode == DeliveryMode::kFixed || mode == DeliveryMode::kLowestPriority);
+}
+
+bool IoApic::send(std::uint64_t entry) const {
+  const bool logical = (entry & kEntryLogical) != 0;
+  const auto destination = static_cast<std::uint32_t>(((entry >> 56) & 0xff) | ((entry >> 49) & 0x7f) << 8);
+  return bus_.deliver({.mode = static_cast<DeliveryMode>((entry >> 8) & 7),
+                       .vector = static_cast<std::uint8_t>(entry),
+                       .level_triggered = level_triggered(entry),
+                       .logical = logical,
+                       .destination = widen_destination(destination, logical)});
+}
+
 void IoApic::service(std::uint32_t pin) {
   std::uint64_t& entry = entries_[pin];
-  const std::uint32_t bit = 1U << pin;
-  const bool level = (entry & kEntryLevel) != 0;
-  const bool wants = level ? (levels_ & bit) != 0 && (entry & kEntryRemoteIrr) == 0 : (pending_ & bit) != 0;
-  if (!wants || (entry & kEntryMasked) != 0) {
+  if (!level_triggered(entry) || (levels_ & (1U << pin)) == 0 ||
+      (entry & (kEntryRemoteIrr | kEntryMasked)) != 0) {
     return;
   }
-  pending_ &= ~bit;
-  if (level) {
+  // Remote IRR says that a local APIC took it; where none did, the request stands.
+  if (send(entry)) {
     entry |= kEntryRemoteIrr;
   }
-  bus_.deliver({.mode = static_cast<DeliveryMode>((entry >> 8) & 7),
-                .vector = static_cast<std::uint8_t>(entry),
-                .level_triggered = level,
-                .logical = (entry & kEntryLogical) != 0,
-                .destination = static_cast<std::uint32_t>(((entry >> 56) & 0xff) | ((entry >> 49) & 0x7f) << 8)});
 }
 
 void IoApic::pulse(std::uint32_t pin) {
@@ -90,16 +101,9 @@ void IoApic::pulse(std::uint32_t pin) {
     return;
   }
   const std::lock_guard lock(mutex_);
-  const std::uint32_t bit = 1U << pin;
-  if ((entries_[pin] & kEntryLevel) != 0) {
-    // A level-triggered pin sees the high half of the pulse.
-    levels_ |= bit;
-    service(pin);
-    levels_ &= ~bit;
-    return;
-  }
-  pending_ |= bit;
-  service(pin);
+  levels_ &= ~(1U << pin);
+  change(pin, true);
+  change(pin, false);
 }
 
 void IoApic::set_level(std::uint32_t pin, bool high) {
@@ -107,13 +111,19 @@ void IoApic::set_level(std::uint32_t pin, bool high) {
     return;
   }
   const std::lock_guard lock(mutex_);
+  change(pin, high);
+}
+
+void IoApic::change(std::uint32_t pin, bool high) {
   const std::uint32_t bit = 1U << pin;
-  const bool was_high = (levels_ & bit) != 0;
+  const bool rising = high && (levels_ & bit) == 0;
   levels_ = high ? levels_ | bit : levels_ & ~bit;
-  if (high && !was_high) {
-    pending_ |= (entries_[pin] & kEntryLevel) == 0 ? bit : 0;
+  const std::uint64_t entry = entries_[pin];
+  if (level_triggered(entry)) {
+    service(pin);
+  } else if (rising && (entry & kEntryMasked) == 0) {
+    send(entry);
   }
-  service(pin);
 }
 
 void IoApic::eoi(std::uint8_t vector) {
@@ -158,21 +168,25 @@ void IoApic::save(StateWriter& writer) const {
     writer.put(entry);
   }
   writer.put(levels_);
-  writer.put(pending_);
   writer.put(id_);
   writer.put(select_);
 }
 
 Result<void> IoApic::load(StateReader& reader) {
-  const std::lock_guard lock(mutex_);
-  for (std::uint64_t& entry : entries_) {
+  std::array<std::uint64_t, kIoApicPins> entries{};
+  for (std::uint64_t& entry : entries) {
     WISP_ASSIGN(entry, reader.get<std::uint64_t>());
-    entry &= kEntryWritable | kEntryReadOnly;
+    entry &= kEntryWritable | (level_triggered(entry) ? kEntryRemoteIrr : 0);
   }
-  WISP_ASSIGN(levels_, reader.get_at_most<std::uint32_t>((1U << kIoApicPins) - 1, "I/O APIC pin mask"));
-  WISP_ASSIGN(pending_, reader.get_at_most<std::uint32_t>((1U << kIoApicPins) - 1, "I/O APIC pin mask"));
-  WISP_ASSIGN(id_, reader.get_at_most<std::uint32_t>(15, "I/O APIC id"));
-  WISP_ASSIGN(select_, reader.get<std::uint8_t>());
+  WISP_ASSIGN(const auto levels,
+              reader.get_at_most<std::uint32_t>((1U << kIoApicPins) - 1, "I/O APIC pin mask"));
+  WISP_ASSIGN(const auto id, reader.get_at_most<std::uint32_t>(15, "I/O APIC id"));
+  WISP_ASSIGN(const auto select, reader.get<std::uint8_t>());
+  const std::lock_guard lock(mutex_);
+  entries_ = entries;
+  levels_ = levels;
+  id_ = id;
+  select_ = select;
   return {};
 }
 

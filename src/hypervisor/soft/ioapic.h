@@ -1,4 +1,5 @@
-// The I/O APIC: 24 pins at 0xfec00000 (Intel 82093AA data sheet; Intel ICH I/O APIC with EOI register, version 0x20).
+// The I/O APIC: 24 pins at 0xfec00000 (Intel 82093AA data sheet; Intel ICH I/O APIC with EOI register,
+// version 0x20).
 #pragma once
 
 #include <array>
@@ -37,14 +38,18 @@ class IoApic final : public IoHandler {
  private:
   [[nodiscard]] std::uint32_t read_register() const;
   void write_register(std::uint32_t value);
-  // Sends what the pin's entry says, where it is not masked and not waiting for an EOI. With the lock held.
+  [[nodiscard]] static bool level_triggered(std::uint64_t entry);
+  // Whether a local APIC accepted what the entry says.
+  bool send(std::uint64_t entry) const;
+  // With the lock held. service() sends a level-triggered pin's interrupt where it is due: high, not masked,
+  // not waiting for an EOI. change() moves the pin; an edge on a masked pin is lost (82093AA, 3.2.4).
   void service(std::uint32_t pin);
+  void change(std::uint32_t pin, bool high);
 
   const ApicBus& bus_;
   mutable std::mutex mutex_;
   std::array<std::uint64_t, kIoApicPins> entries_{};
-  std::uint32_t levels_ = 0;   // pins that are high
-  std::uint32_t pending_ = 0;  // edges that came while masked
+  std::uint32_t levels_ = 0;  // pins that are high
   std::uint32_t id_ = 0;
   std::uint8_t select_ = 0;
 };

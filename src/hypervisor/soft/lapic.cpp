@@ -3,59 +3,25 @@
 #include <algorithm>
 #include <bit>
 
-#include "base/bytes.h"
+#include "hypervisor/soft/lapic_regs.h"
 
 namespace wisp::soft {
+
+using namespace lapic_regs;
+
 namespace {
 
-// Register offsets (SDM table 11-1).
-constexpr std::uint32_t kRegId = 0x20;
-constexpr std::uint32_t kRegVersion = 0x30;
-constexpr std::uint32_t kRegTpr = 0x80;
-constexpr std::uint32_t kRegApr = 0x90;
-constexpr std::uint32_t kRegPpr = 0xa0;
-constexpr std::uint32_t kRegEoi = 0xb0;
-constexpr std::uint32_t kRegLdr = 0xd0;
-constexpr std::uint32_t kRegDfr = 0xe0;
-constexpr std::uint32_t kRegSvr = 0xf0;
-constexpr std::uint32_t kRegIsr = 0x100;
-constexpr std::uint32_t kRegTmr = 0x180;
-constexpr std::uint32_t kRegIrr = 0x200;
-constexpr std::uint32_t kRegEsr = 0x280;
-constexpr std::uint32_t kRegLvtCmci = 0x2f0;
-constexpr std::uint32_t kRegIcrLow = 0x300;
-constexpr std::uint32_t kRegIcrHigh = 0x310;
-constexpr std::uint32_t kRegLvtTimer = 0x320;
-constexpr std::uint32_t kRegLvtThermal = 0x330;
-constexpr std::uint32_t kRegLvtPerformance = 0x340;
-constexpr std::uint32_t kRegLvtLint0 = 0x350;
-constexpr std::uint32_t kRegLvtLint1 = 0x360;
-constexpr std::uint32_t kRegLvtError = 0x370;
-constexpr std::uint32_t kRegInitialCount = 0x380;
-constexpr std::uint32_t kRegCurrentCount = 0x390;
-constexpr std::uint32_t kRegDivide = 0x3e0;
-constexpr std::uint32_t kRegSelfIpi = 0x3f0;
+// Products of times and frequencies do not fit 64 bits.
+__extension__ typedef unsigned __int128 Wide;
 
-// Integrated APIC, 7 LVT entries (max index 6), no EOI-broadcast suppression.
-constexpr std::uint32_t kVersion = 0x00060014;
-
-constexpr std::uint32_t kLvtMasked = 1U << 16;
-constexpr std::uint32_t kSvrEnabled = 1U << 8;
-constexpr std::uint32_t kTimerModeShift = 17;
-constexpr std::uint32_t kTimerOneShot = 0;
-constexpr std::uint32_t kTimerPeriodic = 1;
-constexpr std::uint32_t kTimerTscDeadline = 2;
-constexpr std::uint32_t kEsrSendIllegalVector = 1U << 5;
-constexpr std::uint32_t kEsrReceiveIllegalVector = 1U << 6;
-constexpr std::uint32_t kEsrIllegalRegister = 1U << 7;
-
+__extension__ using Wide = Wide;
 constexpr std::uint64_t kMaxTimerNs = 1ULL << 62;
-
-std::uint32_t timer_mode(std::uint32_t lvt) { return (lvt >> kTimerModeShift) & 3; }
 
 }  // namespace
 
-Lapic::Lapic(std::uint32_t id, Wiring wiring) : id_(id), wiring_(std::move(wiring)), base_(0) { reset(false); }
+Lapic::Lapic(std::uint32_t id, Wiring wiring) : id_(id), wiring_(std::move(wiring)), base_(0) {
+  reset(false);
+}
 
 void Lapic::clear(Bits& bits) {
   for (auto& word : bits) {
@@ -75,22 +41,28 @@ int Lapic::highest(const Bits& bits) {
 
 void Lapic::reset(bool after_init) {
   if (!after_init) {
-    base_.store(kApicBaseDefault | kApicBaseEnable | (id_ == 0 ? kApicBaseBsp : 0), std::memory_order_relaxed);
+    base_.store(kApicBaseDefault | kApicBaseEnable | (id_ == 0 ? kApicBaseBsp : 0),
+                std::memory_order_relaxed);
     init_pending_.store(false, std::memory_order_relaxed);
     nmi_pending_.store(false, std::memory_order_relaxed);
+    sipi_.store(-1, std::memory_order_relaxed);
   }
-  sipi_.store(-1, std::memory_order_relaxed);
+  // INIT leaves a start-up message alone: one that is pending now came after the INIT (see accept()), and its
+  // sender does not repeat it for ever.
   clear(irr_);
   clear(isr_);
   clear(tmr_);
   task_priority_ = 0;
   spurious_ = 0xff;
-  logical_destination_ = 0;
+  // In x2APIC mode, which INIT does not leave, the logical id follows from the id.
+  logical_destination_ = x2apic() ? x2apic_logical_id() : 0;
   destination_format_ = 0xffffffff;
-  error_status_ = error_pending_ = 0;
+  error_status_ = 0;
+  error_pending_ = 0;
   icr_ = 0;
-  lvt_timer_ = lvt_cmci_ = lvt_thermal_ = lvt_performance_ = lvt_lint1_ = lvt_error_ = kLvtMasked;
+  lvt_timer_ = lvt_cmci_ = lvt_thermal_ = lvt_performance_ = lvt_lint1_ = kLvtMasked;
   lvt_lint0_ = kLvtMasked;
+  lvt_error_ = kLvtMasked;
   initial_count_ = 0;
   divide_ = 0;
   timer_armed_ = false;
@@ -111,18 +83,18 @@ bool Lapic::set_base(std::uint64_t value) {
   if ((value & ~known) != 0) {
     return false;
   }
-  if (was_enabled && !now_enabled) {
-    const std::uint64_t keep = value;
-    reset(true);
-    base_.store(keep, std::memory_order_relaxed);
-    return true;
-  }
   base_.store(value, std::memory_order_relaxed);
-  if (now_x2apic && !was_x2apic) {
-    logical_destination_ = ((id_ >> 4) << 16) | (1U << (id_ & 0xf));
+  if (was_enabled && !now_enabled) {
+    reset(true);
+  } else if (now_x2apic && !was_x2apic) {
+    logical_destination_ = x2apic_logical_id();
     icr_ = 0;
   }
   return true;
+}
+
+std::uint32_t Lapic::x2apic_logical_id() const {
+  return (id_ >> 4) << 16 | 1U << (id_ & 0xf);
 }
 
 std::uint32_t Lapic::processor_priority() const {
@@ -132,11 +104,17 @@ std::uint32_t Lapic::processor_priority() const {
   return (task & 0xf0) >= service_class ? task : service_class;
 }
 
-std::uint32_t Lapic::arbitration_priority() const { return processor_priority(); }
+bool Lapic::accepts_fixed() const {
+  return enabled() && (spurious_.load(std::memory_order_relaxed) & kSvrEnabled) != 0;
+}
+
+std::uint32_t Lapic::arbitration_priority() const {
+  return processor_priority();
+}
 
 std::optional<std::uint8_t> Lapic::pending_vector() const {
   const int vector = highest(irr_);
-  if (vector < 0 || !enabled() || (spurious_.load(std::memory_order_relaxed) & kSvrEnabled) == 0 ||
+  if (vector < 0 || !accepts_fixed() ||
       (static_cast<std::uint32_t>(vector) & 0xf0) <= (processor_priority() & 0xf0)) {
     return std::nullopt;
   }
@@ -172,15 +150,19 @@ void Lapic::set_irr(std::uint8_t vector, bool level) {
   irr_[vector / 32].fetch_or(bit, std::memory_order_release);
 }
 
-void Lapic::accept(const ApicMessage& message) {
+bool Lapic::accept(const ApicMessage& message) {
   if (!enabled()) {
-    return;
+    return false;
   }
   switch (message.mode) {
     case DeliveryMode::kFixed:
     case DeliveryMode::kLowestPriority:
-      if (message.vector < 16 || (spurious_.load(std::memory_order_relaxed) & kSvrEnabled) == 0) {
-        return;
+      if (!accepts_fixed()) {
+        return false;
+      }
+      if (message.vector < 16) {
+        note_error(kEsrReceiveIllegalVector);
+        return false;
       }
       set_irr(message.vector, message.level_triggered);
       break;
@@ -188,18 +170,20 @@ void Lapic::accept(const ApicMessage& message) {
       nmi_pending_.store(true, std::memory_order_release);
       break;
     case DeliveryMode::kInit:
+      // Takes with it a start-up message that came before; one that follows stays for after the INIT.
+      sipi_.store(-1, std::memory_order_relaxed);
       init_pending_.store(true, std::memory_order_release);
       break;
     case DeliveryMode::kStartUp:
       sipi_.store(message.vector, std::memory_order_release);
       break;
-    case DeliveryMode::kSmi:
-    case DeliveryMode::kExtInt:
-      return;
+    default:  // SMI and ExtINT have no receiver here; 3 is reserved
+      return false;
   }
   if (wiring_.wake) {
     wiring_.wake();
   }
+  return true;
 }
 
 std::optional<std::uint8_t> Lapic::take_sipi() {
@@ -209,26 +193,31 @@ std::optional<std::uint8_t> Lapic::take_sipi() {
 
 bool Lapic::matches(const ApicMessage& message) const {
   const bool wide = x2apic();
-  if (message.destination == 0xffffffff || (message.destination == 0xff && !wide)) {
+  const std::uint32_t destination = message.destination;
+  if (destination == 0xffffffff || (destination == 0xff && !wide)) {
     return true;
   }
   if (!message.logical) {
-    return message.destination == id_ || (wide && message.destination == 0xff && id_ != 0xff);
+    return destination == id_;
   }
   const std::uint32_t own = logical_destination_.load(std::memory_order_relaxed);
   if (wide) {
-    return (own >> 16) == (message.destination >> 16) && (own & message.destination & 0xffff) != 0;
+    return (own >> 16) == (destination >> 16) && (own & destination & 0xffff) != 0;
   }
   const std::uint32_t own_logical = own >> 24;
-  if (destination_format_.load(std::memory_order_relaxed) >> 28 == 0xf) {
-    return (own_logical & message.destination) != 0;  // flat
+  if (destination > 0xff) {
+    return false;
   }
-  return (own_logical >> 4) == (message.destination >> 4) && (own_logical & message.destination & 0xf) != 0;
+  if (destination_format_.load(std::memory_order_relaxed) >> 28 == 0xf) {
+    return (own_logical & destination) != 0;  // flat
+  }
+  return (own_logical >> 4) == (destination >> 4) && (own_logical & destination & 0xf) != 0;
 }
 
 bool Lapic::accepts_ext_int() const {
   const std::uint32_t lvt = lvt_lint0_.load(std::memory_order_relaxed);
-  return !enabled() || ((lvt & kLvtMasked) == 0 && ((lvt >> 8) & 7) == static_cast<std::uint32_t>(DeliveryMode::kExtInt));
+  return !enabled() ||
+         ((lvt & kLvtMasked) == 0 && ((lvt >> 8) & 7) == static_cast<std::uint32_t>(DeliveryMode::kExtInt));
 }
 
 void Lapic::fire_lvt(std::uint32_t lvt) {
@@ -242,9 +231,9 @@ void Lapic::fire_lvt(std::uint32_t lvt) {
 }
 
 void Lapic::note_error(std::uint32_t bit) {
-  if ((error_pending_ & bit) == 0) {
-    error_pending_ |= bit;
-    fire_lvt(lvt_error_);
+  // An error LVT with an illegal vector comes back here once, with another bit.
+  if ((error_pending_.fetch_or(bit, std::memory_order_acq_rel) & bit) == 0) {
+    fire_lvt(lvt_error_.load(std::memory_order_relaxed));
   }
 }
 
@@ -255,11 +244,13 @@ void Lapic::send_ipi(std::uint64_t icr) {
                       .level_triggered = false,
                       .logical = (low & (1U << 11)) != 0,
                       .destination = x2apic() ? static_cast<std::uint32_t>(icr >> 32)
-                                              : static_cast<std::uint32_t>(icr >> 56)};
+                                              : widen_destination(static_cast<std::uint32_t>(icr >> 56),
+                                                                  (low & (1U << 11)) != 0)};
   if (message.mode == DeliveryMode::kInit && (low & (1U << 15)) != 0 && (low & (1U << 14)) == 0) {
     return;  // INIT level de-assert: has no effect on processors since the P6
   }
-  if ((message.mode == DeliveryMode::kFixed || message.mode == DeliveryMode::kLowestPriority) && message.vector < 16) {
+  if ((message.mode == DeliveryMode::kFixed || message.mode == DeliveryMode::kLowestPriority) &&
+      message.vector < 16) {
     note_error(kEsrSendIllegalVector);
     return;
   }
@@ -290,6 +281,15 @@ void Lapic::start_timer(std::uint32_t initial_count) {
   timer_start_ns_ = wiring_.now_ns();
 }
 
+void Lapic::set_divide(std::uint32_t divide) {
+  // The count goes on from where it is, at the new pace.
+  const std::uint32_t gone = timer_armed_ ? initial_count_ - current_count() : 0;
+  divide_ = divide;
+  if (timer_armed_) {
+    timer_start_ns_ = wiring_.now_ns() - gone * timer_tick_ns();
+  }
+}
+
 std::uint32_t Lapic::current_count() const {
   if (!timer_armed_) {
     return 0;
@@ -311,13 +311,17 @@ std::optional<std::uint64_t> Lapic::next_timer_ns() const {
       return wiring_.now_ns();
     }
     const auto wait =
-        static_cast<unsigned __int128>(tsc_deadline_ - tsc) * 1'000'000 / (wiring_.tsc_khz == 0 ? 1 : wiring_.tsc_khz);
-    return wiring_.now_ns() + static_cast<std::uint64_t>(std::min<unsigned __int128>(wait + 1, kMaxTimerNs));
+        static_cast<Wide>(tsc_deadline_ - tsc) * 1'000'000 / (wiring_.tsc_khz == 0 ? 1 : wiring_.tsc_khz);
+    return wiring_.now_ns() + static_cast<std::uint64_t>(std::min<Wide>(wait + 1, kMaxTimerNs));
   }
   if (!timer_armed_) {
     return std::nullopt;
   }
-  return timer_start_ns_ + initial_count_ * timer_tick_ns();
+  // Distances, not times, are compared: the start of a restored period may lie before the clock's zero.
+  const std::uint64_t period = initial_count_ * timer_tick_ns();
+  const std::uint64_t now = wiring_.now_ns();
+  const std::uint64_t elapsed = now - timer_start_ns_;
+  return elapsed >= period ? now : now + (period - elapsed);
 }
 
 void Lapic::poll_timer() {
@@ -342,314 +346,6 @@ void Lapic::poll_timer() {
     timer_armed_ = false;
   }
   fire_lvt(lvt_timer_);
-}
-
-std::uint64_t Lapic::tsc_deadline() const {
-  return timer_mode(lvt_timer_) == kTimerTscDeadline ? tsc_deadline_ : 0;
-}
-
-void Lapic::set_tsc_deadline(std::uint64_t tsc) {
-  if (timer_mode(lvt_timer_) == kTimerTscDeadline) {
-    tsc_deadline_ = tsc;
-  }
-}
-
-std::uint32_t Lapic::read(std::uint32_t offset) {
-  if ((offset & 0xf) != 0) {
-    return 0;
-  }
-  const std::uint32_t word = (offset >> 4) & 7;
-  switch (offset) {
-    case kRegId:
-      return x2apic() ? id_ : id_ << 24;
-    case kRegVersion:
-      return kVersion;
-    case kRegTpr:
-      return task_priority_;
-    case kRegApr:
-      return 0;
-    case kRegPpr:
-      return processor_priority();
-    case kRegLdr:
-      return logical_destination_;
-    case kRegDfr:
-      return destination_format_;
-    case kRegSvr:
-      return spurious_;
-    case kRegEsr:
-      return error_status_;
-    case kRegLvtCmci:
-      return lvt_cmci_;
-    case kRegIcrLow:
-      return static_cast<std::uint32_t>(icr_);
-    case kRegIcrHigh:
-      return static_cast<std::uint32_t>(icr_ >> 32);
-    case kRegLvtTimer:
-      return lvt_timer_;
-    case kRegLvtThermal:
-      return lvt_thermal_;
-    case kRegLvtPerformance:
-      return lvt_performance_;
-    case kRegLvtLint0:
-      return lvt_lint0_;
-    case kRegLvtLint1:
-      return lvt_lint1_;
-    case kRegLvtError:
-      return lvt_error_;
-    case kRegInitialCount:
-      return timer_mode(lvt_timer_) == kTimerTscDeadline ? 0 : initial_count_;
-    case kRegCurrentCount:
-      return current_count();
-    case kRegDivide:
-      return divide_;
-    default:
-      break;
-  }
-  if (offset >= kRegIsr && offset < kRegTmr) {
-    return isr_[word];
-  }
-  if (offset >= kRegTmr && offset < kRegIrr) {
-    return tmr_[word];
-  }
-  if (offset >= kRegIrr && offset < kRegEsr) {
-    return irr_[word];
-  }
-  if (!x2apic()) {
-    note_error(kEsrIllegalRegister);
-  }
-  return 0;
-}
-
-void Lapic::write(std::uint32_t offset, std::uint32_t value) {
-  const bool software_enabled = (spurious_ & kSvrEnabled) != 0;
-  const auto lvt = [&](std::uint32_t writable) {
-    const std::uint32_t kept = value & (writable | kLvtMasked);
-    return software_enabled ? kept : kept | kLvtMasked;
-  };
-  switch (offset) {
-    case kRegTpr:
-      task_priority_ = value & 0xff;
-      break;
-    case kRegEoi:
-      eoi();
-      break;
-    case kRegLdr:
-      if (!x2apic()) {
-        logical_destination_ = value & 0xff000000;
-      }
-      break;
-    case kRegDfr:
-      if (!x2apic()) {
-        destination_format_ = value | 0x0fffffff;
-      }
-      break;
-    case kRegSvr:
-      spurious_ = value & 0x1ff;
-      if ((value & kSvrEnabled) == 0) {
-        for (std::uint32_t* entry :
-             {&lvt_timer_, &lvt_cmci_, &lvt_thermal_, &lvt_performance_, &lvt_lint1_, &lvt_error_}) {
-          *entry |= kLvtMasked;
-        }
-        lvt_lint0_ |= kLvtMasked;
-      }
-      break;
-    case kRegEsr:
-      // A write latches what happened since the last one.
-      error_status_ = error_pending_;
-      error_pending_ = 0;
-      break;
-    case kRegLvtCmci:
-      lvt_cmci_ = lvt(0x7ff);
-      break;
-    case kRegIcrLow:
-      icr_ = (icr_ & ~0xffffffffULL) | (value & 0xccfff);
-      send_ipi(icr_);
-      break;
-    case kRegIcrHigh:
-      icr_ = (icr_ & 0xffffffffULL) | static_cast<std::uint64_t>(value & 0xff000000) << 32;
-      break;
-    case kRegLvtTimer: {
-      const std::uint32_t before = timer_mode(lvt_timer_);
-      lvt_timer_ = lvt(0x600ff);
-      if ((before == kTimerTscDeadline) != (timer_mode(lvt_timer_) == kTimerTscDeadline)) {
-        timer_armed_ = false;
-        initial_count_ = 0;
-        tsc_deadline_ = 0;
-      }
-      break;
-    }
-    case kRegLvtThermal:
-      lvt_thermal_ = lvt(0x7ff);
-      break;
-    case kRegLvtPerformance:
-      lvt_performance_ = lvt(0x7ff);
-      break;
-    case kRegLvtLint0:
-      lvt_lint0_ = lvt(0xa7ff);
-      break;
-    case kRegLvtLint1:
-      lvt_lint1_ = lvt(0xa7ff);
-      break;
-    case kRegLvtError:
-      lvt_error_ = lvt(0xff);
-      break;
-    case kRegInitialCount:
-      if (timer_mode(lvt_timer_) != kTimerTscDeadline) {
-        start_timer(value);
-      }
-      break;
-    case kRegDivide:
-      divide_ = value & 0xb;
-      break;
-    case kRegSelfIpi:
-      if (x2apic()) {
-        accept({.mode = DeliveryMode::kFixed, .vector = static_cast<std::uint8_t>(value), .destination = id_});
-        break;
-      }
-      [[fallthrough]];
-    default:
-      if (!x2apic()) {
-        note_error(kEsrIllegalRegister);
-      }
-      break;
-  }
-}
-
-std::optional<std::uint64_t> Lapic::read_msr(std::uint32_t index) {
-  if (!x2apic() || index < 0x800 || index > 0x83f) {
-    return std::nullopt;
-  }
-  const std::uint32_t offset = (index - 0x800) << 4;
-  switch (offset) {
-    case kRegEoi:
-    case kRegDfr:
-    case kRegIcrHigh:
-    case kRegSelfIpi:
-      return std::nullopt;
-    case kRegIcrLow:
-      return icr_;
-    case kRegId:
-    case kRegVersion:
-    case kRegTpr:
-    case kRegPpr:
-    case kRegLdr:
-    case kRegSvr:
-    case kRegEsr:
-    case kRegLvtCmci:
-    case kRegLvtTimer:
-    case kRegLvtThermal:
-    case kRegLvtPerformance:
-    case kRegLvtLint0:
-    case kRegLvtLint1:
-    case kRegLvtError:
-    case kRegInitialCount:
-    case kRegCurrentCount:
-    case kRegDivide:
-      return read(offset);
-    default:
-      return offset >= kRegIsr && offset < kRegEsr ? std::optional<std::uint64_t>(read(offset)) : std::nullopt;
-  }
-}
-
-bool Lapic::write_msr(std::uint32_t index, std::uint64_t value) {
-  if (!x2apic() || index < 0x800 || index > 0x83f) {
-    return false;
-  }
-  const std::uint32_t offset = (index - 0x800) << 4;
-  switch (offset) {
-    case kRegIcrLow:
-      icr_ = value & 0xffffffff000ccfffULL;
-      send_ipi(icr_);
-      return true;
-    case kRegEoi:
-    case kRegEsr:
-      if (value != 0) {
-        return false;
-      }
-      break;
-    case kRegTpr:
-    case kRegSelfIpi:
-      if (value > 0xff) {
-        return false;
-      }
-      break;
-    case kRegSvr:
-    case kRegLvtCmci:
-    case kRegLvtTimer:
-    case kRegLvtThermal:
-    case kRegLvtPerformance:
-    case kRegLvtLint0:
-    case kRegLvtLint1:
-    case kRegLvtError:
-    case kRegInitialCount:
-    case kRegDivide:
-      if (value > 0xffffffff) {
-        return false;
-      }
-      break;
-    default:
-      return false;
-  }
-  write(offset, static_cast<std::uint32_t>(value));
-  return true;
-}
-
-LapicState Lapic::save() {
-  LapicState state;
-  const auto put = [&](std::uint32_t offset, std::uint32_t value) { store_le(state.regs.data() + offset, value); };
-  for (const std::uint32_t offset :
-       {kRegId, kRegVersion, kRegTpr, kRegPpr, kRegLdr, kRegDfr, kRegSvr, kRegEsr, kRegLvtCmci, kRegIcrLow, kRegIcrHigh,
-        kRegLvtTimer, kRegLvtThermal, kRegLvtPerformance, kRegLvtLint0, kRegLvtLint1, kRegLvtError, kRegInitialCount,
-        kRegCurrentCount, kRegDivide}) {
-    put(offset, read(offset));
-  }
-  for (std::uint32_t word = 0; word < 8; ++word) {
-    put(kRegIsr + word * 16, isr_[word]);
-    put(kRegTmr + word * 16, tmr_[word]);
-    put(kRegIrr + word * 16, irr_[word]);
-  }
-  return state;
-}
-
-Result<void> Lapic::load(const LapicState& state) {
-  const auto get = [&](std::uint32_t offset) { return load_le<std::uint32_t>(state.regs.data() + offset); };
-  const std::uint32_t saved_id = x2apic() ? get(kRegId) : get(kRegId) >> 24;
-  if (saved_id != id_) {
-    return fail("saved local APIC has id {}, expected {}", saved_id, id_);
-  }
-  task_priority_ = get(kRegTpr) & 0xff;
-  logical_destination_ = get(kRegLdr);
-  destination_format_ = get(kRegDfr) | 0x0fffffff;
-  spurious_ = get(kRegSvr) & 0x1ff;
-  error_status_ = get(kRegEsr) & 0xff;
-  error_pending_ = 0;
-  icr_ = get(kRegIcrLow) | static_cast<std::uint64_t>(get(kRegIcrHigh)) << 32;
-  lvt_cmci_ = get(kRegLvtCmci) & 0x107ff;
-  lvt_timer_ = get(kRegLvtTimer) & 0x700ff;
-  lvt_thermal_ = get(kRegLvtThermal) & 0x107ff;
-  lvt_performance_ = get(kRegLvtPerformance) & 0x107ff;
-  lvt_lint0_ = get(kRegLvtLint0) & 0x1a7ff;
-  lvt_lint1_ = get(kRegLvtLint1) & 0x1a7ff;
-  lvt_error_ = get(kRegLvtError) & 0x100ff;
-  divide_ = get(kRegDivide) & 0xb;
-  for (std::uint32_t word = 0; word < 8; ++word) {
-    // Vectors 0-15 do not exist.
-    const std::uint32_t legal = word == 0 ? 0xffff0000 : 0xffffffff;
-    isr_[word] = get(kRegIsr + word * 16) & legal;
-    tmr_[word] = get(kRegTmr + word * 16) & legal;
-    irr_[word] = get(kRegIrr + word * 16) & legal;
-  }
-  const std::uint32_t remaining = get(kRegCurrentCount);
-  start_timer(get(kRegInitialCount));
-  if (timer_armed_) {
-    const std::uint32_t gone = initial_count_ - std::min(remaining, initial_count_);
-    if (remaining == 0 && timer_mode(lvt_timer_) == kTimerOneShot) {
-      timer_armed_ = false;
-    } else {
-      timer_start_ns_ -= std::min(timer_start_ns_, gone * timer_tick_ns());
-    }
-  }
-  return {};
 }
 
 }  // namespace wisp::soft

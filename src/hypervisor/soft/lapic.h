@@ -1,7 +1,8 @@
-// The local APIC of one processor: xAPIC and x2APIC registers, timer with TSC deadline (Intel SDM volume 3, chapter 11).
+// The local APIC of one processor: xAPIC and x2APIC registers, timer with TSC deadline (Intel SDM volume 3,
+// chapter 11).
 //
-// The registers belong to the processor's own thread. Other threads only make interrupts pending (accept() and what
-// follows it), which is lock-free, and then call the wake function.
+// The registers belong to the processor's own thread. Other threads only make interrupts pending (accept()
+// and what follows it), which is lock-free, and then call the wake function.
 #pragma once
 
 #include <array>
@@ -39,7 +40,7 @@ class Lapic final {
   Lapic(const Lapic&) = delete;
   Lapic& operator=(const Lapic&) = delete;
 
-  // Power-up state; `after_init` keeps the id and base as INIT does.
+  // Power-up state; `after_init` keeps the id, the base and a start-up message that followed the INIT.
   void reset(bool after_init);
 
   [[nodiscard]] std::uint32_t id() const { return id_; }
@@ -49,7 +50,8 @@ class Lapic final {
   [[nodiscard]] bool enabled() const { return (base() & kApicBaseEnable) != 0; }
   [[nodiscard]] bool x2apic() const { return (base() & kApicBaseX2apic) != 0; }
 
-  // Register page (32-bit registers at multiples of 16; anything else reads as 0 and drops writes).
+  // Register page (32-bit registers at multiples of 16; anything else reads as 0 and drops writes). The
+  // caller routes accesses here only in xAPIC mode: the page is not there in the others.
   [[nodiscard]] std::uint32_t read(std::uint32_t offset);
   void write(std::uint32_t offset, std::uint32_t value);
   // MSRs 0x800-0x8ff in x2APIC mode: empty or false means #GP.
@@ -62,8 +64,10 @@ class Lapic final {
   [[nodiscard]] std::uint8_t cr8() const { return static_cast<std::uint8_t>(task_priority_ >> 4); }
   void set_cr8(std::uint8_t value) { task_priority_ = static_cast<std::uint32_t>(value & 0xf) << 4; }
 
-  // From any thread.
-  void accept(const ApicMessage& message);
+  // From any thread. Whether the message was accepted.
+  bool accept(const ApicMessage& message);
+  // Whether fixed and lowest-priority interrupts find a receiver here (enabled by hardware and software).
+  [[nodiscard]] bool accepts_fixed() const;
   [[nodiscard]] bool matches(const ApicMessage& message) const;
   // Arbitration for lowest-priority delivery: the lower, the better.
   [[nodiscard]] std::uint32_t arbitration_priority() const;
@@ -85,6 +89,8 @@ class Lapic final {
   [[nodiscard]] std::optional<std::uint64_t> next_timer_ns() const;
   void poll_timer();
 
+  // The register page. The mode (set_base()) is loaded before it, the TSC deadline after it; both belong to
+  // the processor's MSRs.
   [[nodiscard]] LapicState save();
   [[nodiscard]] Result<void> load(const LapicState& state);
 
@@ -93,6 +99,10 @@ class Lapic final {
   void set_irr(std::uint8_t vector, bool level);
   void fire_lvt(std::uint32_t lvt);
   void send_ipi(std::uint64_t icr);
+  [[nodiscard]] std::uint32_t x2apic_logical_id() const;
+  // Bits that may be set in a write to the x2APIC MSR of the register; empty: not writable.
+  [[nodiscard]] static std::optional<std::uint64_t> msr_writable_bits(std::uint32_t offset);
+  void set_divide(std::uint32_t divide);
   void start_timer(std::uint32_t initial_count);
   [[nodiscard]] std::uint32_t current_count() const;
   [[nodiscard]] std::uint64_t timer_tick_ns() const;
@@ -118,7 +128,7 @@ class Lapic final {
   std::atomic<std::uint32_t> logical_destination_ = 0;
   std::atomic<std::uint32_t> destination_format_ = 0xffffffff;
   std::uint32_t error_status_ = 0;
-  std::uint32_t error_pending_ = 0;
+  std::atomic<std::uint32_t> error_pending_ = 0;
   std::uint64_t icr_ = 0;
   std::uint32_t lvt_timer_ = 0x10000;
   std::uint32_t lvt_cmci_ = 0x10000;
@@ -126,10 +136,10 @@ class Lapic final {
   std::uint32_t lvt_performance_ = 0x10000;
   std::atomic<std::uint32_t> lvt_lint0_ = 0x10000;
   std::uint32_t lvt_lint1_ = 0x10000;
-  std::uint32_t lvt_error_ = 0x10000;
+  std::atomic<std::uint32_t> lvt_error_ = 0x10000;
   std::uint32_t initial_count_ = 0;
   std::uint32_t divide_ = 0;
-  std::uint64_t timer_start_ns_ = 0;   // one-shot and periodic: when the present period began
+  std::uint64_t timer_start_ns_ = 0;  // one-shot and periodic: when the present period began
   bool timer_armed_ = false;
   std::uint64_t tsc_deadline_ = 0;
 };

@@ -12,7 +12,9 @@ constexpr std::uint8_t kCascade = 2;
 // Inputs that are always edge-triggered: timer, keyboard, cascade; RTC and coprocessor.
 constexpr std::array<std::uint8_t, 2> kLevelWritable = {0xf8, 0xde};
 
-constexpr std::uint8_t bit_of(std::uint8_t input) { return static_cast<std::uint8_t>(1U << input); }
+constexpr std::uint8_t bit_of(std::uint8_t input) {
+  return static_cast<std::uint8_t>(1U << input);
+}
 
 // Place of the highest-priority set bit, counted from input `first`; 8 where none is set.
 constexpr std::uint8_t rank(std::uint8_t bits, std::uint8_t first) {
@@ -34,23 +36,29 @@ void PicPair::Chip::set(std::uint8_t input, bool high) {
   lines = static_cast<std::uint8_t>(high ? lines | bit : lines & ~bit);
 }
 
+std::uint8_t PicPair::Chip::counted_service() const {
+  return special_mask ? static_cast<std::uint8_t>(service & ~mask) : service;
+}
+
+void PicPair::Chip::set_level_mode(std::uint8_t inputs) {
+  // An input that becomes level-triggered asks while it is high; one that becomes edge-triggered waits for
+  // its next edge.
+  const auto touched = static_cast<std::uint8_t>(inputs | level_mode);
+  request = static_cast<std::uint8_t>((request & ~touched) | (lines & inputs));
+  level_mode = inputs;
+}
+
 int PicPair::Chip::pending(bool master) const {
   const auto wants = static_cast<std::uint8_t>(request & ~mask);
   const std::uint8_t best = rank(wants, priority);
   if (best == 8) {
     return -1;
   }
-  std::uint8_t held = service;
-  if (special_mask) {
-    held = static_cast<std::uint8_t>(held & ~mask);
-  }
-  if (special_fully_nested && master) {
-    held = static_cast<std::uint8_t>(held & ~bit_of(kCascade));
-  }
-  if (best >= rank(held, priority)) {
-    return -1;
-  }
-  return (best + priority) & 7;
+  const int input = (best + priority) & 7;
+  const std::uint8_t held = rank(counted_service(), priority);
+  // Special fully nested: the slave may interrupt its own service with something more urgent.
+  const bool nested = special_fully_nested && master && input == kCascade && best == held;
+  return best < held || nested ? input : -1;
 }
 
 void PicPair::Chip::take(std::uint8_t input) {
@@ -77,6 +85,7 @@ void PicPair::Chip::command(std::uint8_t value) {
     request = static_cast<std::uint8_t>(lines & level_mode);
     init_step = 2;
     needs_icw4 = (value & 1) != 0;
+    single = (value & 2) != 0;
     return;
   }
   if ((value & 0x08) != 0) {  // OCW3
@@ -98,7 +107,7 @@ void PicPair::Chip::command(std::uint8_t value) {
       break;
     case 1:
     case 5: {
-      const std::uint8_t best = rank(service, priority);
+      const std::uint8_t best = rank(counted_service(), priority);
       if (best != 8) {
         const auto input = static_cast<std::uint8_t>((best + priority) & 7);
         service = static_cast<std::uint8_t>(service & ~bit_of(input));
@@ -127,9 +136,9 @@ void PicPair::Chip::data(std::uint8_t value) {
   switch (init_step) {
     case 2:
       base = value & 0xf8;
-      init_step = 3;
+      init_step = single ? (needs_icw4 ? 4 : 0) : 3;
       return;
-    case 3:
+    case 3:  // how the chips are joined: wired here
       init_step = needs_icw4 ? 4 : 0;
       return;
     case 4:
@@ -158,9 +167,10 @@ void PicPair::change(Body body) {
   bool rose = false;
   {
     const std::lock_guard lock(mutex_);
+    const bool was_high = chips_[0].pending(true) >= 0;
     body();
     update();
-    rose = chips_[0].pending(true) >= 0;
+    rose = !was_high && chips_[0].pending(true) >= 0;
   }
   if (rose && wake_) {
     wake_();
@@ -195,7 +205,7 @@ std::uint8_t PicPair::read(std::uint16_t port) {
 void PicPair::write(std::uint16_t port, std::uint8_t value) {
   change([&] {
     if ((port & ~1U) == kLevelPort) {
-      chips_[port & 1].level_mode = value & kLevelWritable[port & 1];
+      chips_[port & 1].set_level_mode(value & kLevelWritable[port & 1]);
       return;
     }
     Chip& chip = chips_[(port & ~1U) == kMasterPort ? 0 : 1];
@@ -260,30 +270,40 @@ void PicPair::reset() {
 void PicPair::save(StateWriter& writer) const {
   const std::lock_guard lock(mutex_);
   for (const Chip& chip : chips_) {
-    for (const std::uint8_t value : {chip.request, chip.service, chip.mask, chip.lines, chip.level_mode, chip.base,
-                                     chip.priority, chip.init_step}) {
+    for (const std::uint8_t value : {chip.request, chip.service, chip.mask, chip.lines, chip.level_mode,
+                                     chip.base, chip.priority, chip.init_step}) {
       writer.put(value);
     }
     for (const bool value : {chip.needs_icw4, chip.read_service, chip.poll, chip.special_mask, chip.auto_eoi,
-                             chip.rotate_on_auto_eoi, chip.special_fully_nested}) {
+                             chip.rotate_on_auto_eoi, chip.special_fully_nested, chip.single}) {
       writer.put(value);
     }
   }
 }
 
 Result<void> PicPair::load(StateReader& reader) {
-  const std::lock_guard lock(mutex_);
-  for (Chip& chip : chips_) {
-    for (std::uint8_t* value : {&chip.request, &chip.service, &chip.mask, &chip.lines, &chip.level_mode, &chip.base}) {
+  std::array<Chip, 2> chips;
+  for (std::size_t i = 0; i < chips.size(); ++i) {
+    Chip& chip = chips[i];
+    for (std::uint8_t* value :
+         {&chip.request, &chip.service, &chip.mask, &chip.lines, &chip.level_mode, &chip.base}) {
       WISP_ASSIGN(*value, reader.get<std::uint8_t>());
     }
+    chip.level_mode &= kLevelWritable[i];
+    chip.base &= 0xf8;
     WISP_ASSIGN(chip.priority, reader.get_at_most<std::uint8_t>(7, "8259 priority"));
     WISP_ASSIGN(chip.init_step, reader.get_at_most<std::uint8_t>(4, "8259 initialisation step"));
+    if (chip.init_step == 1) {
+      return fail("saved state has 8259 initialisation step 1, which does not exist");
+    }
     for (bool* value : {&chip.needs_icw4, &chip.read_service, &chip.poll, &chip.special_mask, &chip.auto_eoi,
-                        &chip.rotate_on_auto_eoi, &chip.special_fully_nested}) {
+                        &chip.rotate_on_auto_eoi, &chip.special_fully_nested, &chip.single}) {
       WISP_ASSIGN(*value, reader.get<bool>());
     }
   }
+  const std::lock_guard lock(mutex_);
+  chips_ = chips;
+  update();
   return {};
 }
 

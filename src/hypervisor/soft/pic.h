@@ -1,5 +1,5 @@
-// The pair of 8259A interrupt controllers of a PC (Intel 8259A data sheet): master at 0x20, slave at 0xa0 on its input
-// 2, edge/level control at 0x4d0.
+// The pair of 8259A interrupt controllers of a PC (Intel 8259A data sheet): master at 0x20, slave at 0xa0 on
+// its input 2, edge/level control at 0x4d0.
 #pragma once
 
 #include <array>
@@ -39,10 +39,13 @@ class PicPair final {
     std::uint8_t request = 0, service = 0, mask = 0, lines = 0, level_mode = 0;
     std::uint8_t base = 0;       // vector of input 0
     std::uint8_t priority = 0;   // input with the highest priority
-    std::uint8_t init_step = 0;  // 0: ready, 2-4: the ICW expected next
+    std::uint8_t init_step = 0;  // 0: ready, 2 to 4: the ICW expected next
     bool needs_icw4 = false, read_service = false, poll = false, special_mask = false;
-    bool auto_eoi = false, rotate_on_auto_eoi = false, special_fully_nested = false;
+    bool auto_eoi = false, rotate_on_auto_eoi = false, special_fully_nested = false, single = false;
     void set(std::uint8_t input, bool high);
+    void set_level_mode(std::uint8_t inputs);
+    // Inputs in service that hold back others.
+    [[nodiscard]] std::uint8_t counted_service() const;
     [[nodiscard]] int pending(bool master) const;
     void take(std::uint8_t input);
     void command(std::uint8_t value);

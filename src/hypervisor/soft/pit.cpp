@@ -5,16 +5,20 @@
 namespace wisp::soft {
 namespace {
 
+// Products of times and frequencies do not fit 64 bits.
+__extension__ typedef unsigned __int128 Wide;
+
+__extension__ using Wide = Wide;
 constexpr std::uint64_t kFrequency = 1'193'182;
 constexpr std::uint64_t kNsPerSecond = 1'000'000'000;
 
 std::uint64_t ticks_to_ns(std::uint64_t ticks) {
-  return static_cast<std::uint64_t>((static_cast<unsigned __int128>(ticks) * kNsPerSecond + kFrequency - 1) /
-                                    kFrequency);
+  return static_cast<std::uint64_t>((static_cast<Wide>(ticks) * kNsPerSecond + kFrequency - 1) / kFrequency);
 }
 
 std::uint32_t from_bcd(std::uint32_t value) {
-  return (value & 0xf) + 10 * ((value >> 4) & 0xf) + 100 * ((value >> 8) & 0xf) + 1000 * ((value >> 12) & 0xf);
+  return (value & 0xf) + 10 * ((value >> 4) & 0xf) + 100 * ((value >> 8) & 0xf) +
+         1000 * ((value >> 12) & 0xf);
 }
 std::uint16_t to_bcd(std::uint32_t value) {
   value %= 10000;
@@ -23,47 +27,63 @@ std::uint16_t to_bcd(std::uint32_t value) {
 }
 
 // Modes that reload by themselves: rate generator and square wave.
-bool periodic(std::uint8_t mode) { return mode == 2 || mode == 3; }
+bool periodic(std::uint8_t mode) {
+  return mode == 2 || mode == 3;
+}
+
+// Modes that a rising gate starts: one-shot and hardware-triggered strobe.
+bool triggered_by_gate(std::uint8_t mode) {
+  return mode == 1 || mode == 5;
+}
 
 }  // namespace
 
+Pit::Pit(std::function<std::uint64_t()> now_ns, std::function<void()> irq)
+    : now_ns_(std::move(now_ns)), irq_(std::move(irq)) {
+  reset();
+}
+
 std::uint64_t Pit::elapsed_ticks(const Channel& channel) const {
-  if (!channel.counting || !channel.gate) {
+  if (!channel.counting || (triggered_by_gate(channel.mode) && !channel.triggered)) {
     return 0;
   }
-  return static_cast<std::uint64_t>(static_cast<unsigned __int128>(now_ns_() - channel.start_ns) * kFrequency /
-                                    kNsPerSecond);
+  if (!channel.gate && !triggered_by_gate(channel.mode)) {
+    return channel.held_ticks;
+  }
+  return channel.held_ticks + static_cast<std::uint64_t>(static_cast<Wide>(now_ns_() - channel.start_ns) *
+                                                         kFrequency / kNsPerSecond);
 }
 
 std::uint16_t Pit::count(const Channel& channel) const {
   const std::uint64_t ticks = elapsed_ticks(channel);
   std::uint64_t left = 0;
   if (channel.mode == 2) {
-    left = channel.reload - ticks % channel.reload;
+    left = channel.active - ticks % channel.active;
   } else if (channel.mode == 3) {
-    left = channel.reload - ticks * 2 % channel.reload;
+    // Counts down by two, twice a period, and shows even numbers only.
+    left = (channel.active - ticks * 2 % channel.active) & ~1ULL;
   } else {
     const std::uint64_t span = channel.bcd ? 10000 : 0x10000;
-    left = (channel.reload + span - ticks % span) % span;
+    left = (channel.active + span - ticks % span) % span;
   }
   return channel.bcd ? to_bcd(static_cast<std::uint32_t>(left)) : static_cast<std::uint16_t>(left);
 }
 
 bool Pit::output(const Channel& channel) const {
-  if (!channel.counting) {
+  if (!channel.counting || (triggered_by_gate(channel.mode) && !channel.triggered)) {
     return channel.mode != 0;
   }
   const std::uint64_t ticks = elapsed_ticks(channel);
   switch (channel.mode) {
     case 2:
-      return ticks % channel.reload != channel.reload - 1;
+      return ticks % channel.active != channel.active - 1;
     case 3:
-      return ticks % channel.reload < (channel.reload + 1) / 2;
+      return ticks % channel.active < (channel.active + 1) / 2;
     case 4:
     case 5:
-      return ticks != channel.reload;
+      return ticks != channel.active;
     default:
-      return ticks >= channel.reload;
+      return ticks >= channel.active;
   }
 }
 
@@ -73,15 +93,42 @@ void Pit::load_count(std::uint32_t index, std::uint32_t value) {
     value = from_bcd(value);
   }
   channel.reload = value != 0 ? value : (channel.bcd ? 10000 : 0x10000);
-  if (channel.mode == 3 || channel.mode == 2) {
+  if (periodic(channel.mode)) {
     // A count of 1 is illegal there and would fire without end.
     channel.reload = std::max<std::uint32_t>(channel.reload, 2);
   }
   channel.counting = true;
+  if (triggered_by_gate(channel.mode) && channel.triggered) {
+    return;  // for the next trigger
+  }
+  channel.active = channel.reload;
+  channel.held_ticks = 0;
   channel.start_ns = now_ns_();
   if (index == 0) {
     fired_periods_ = 0;
   }
+}
+
+void Pit::set_gate(Channel& channel, bool gate) {
+  if (gate == channel.gate) {
+    return;
+  }
+  const bool pauses = channel.mode == 0 || channel.mode == 4;
+  if (!gate) {
+    const std::uint64_t ticks = elapsed_ticks(channel);
+    channel.gate = false;
+    if (!triggered_by_gate(channel.mode)) {
+      channel.held_ticks = pauses ? ticks : 0;
+    }
+    return;
+  }
+  channel.gate = true;
+  if (!pauses) {
+    channel.held_ticks = 0;
+    channel.active = channel.reload;
+    channel.triggered = channel.counting;
+  }
+  channel.start_ns = now_ns_();
 }
 
 void Pit::control(std::uint8_t value) {
@@ -97,8 +144,9 @@ void Pit::control(std::uint8_t value) {
         channel.count_latched = true;
       }
       if ((value & 0x10) == 0 && !channel.status_latched) {
-        channel.status = static_cast<std::uint8_t>((output(channel) ? 0x80 : 0) | (channel.counting ? 0 : 0x40) |
-                                                   channel.access << 4 | channel.mode << 1 | (channel.bcd ? 1 : 0));
+        channel.status =
+            static_cast<std::uint8_t>((output(channel) ? 0x80 : 0) | (channel.counting ? 0 : 0x40) |
+                                      channel.access << 4 | channel.mode << 1 | (channel.bcd ? 1 : 0));
         channel.status_latched = true;
       }
     }
@@ -123,10 +171,14 @@ void Pit::control(std::uint8_t value) {
 }
 
 std::uint8_t Pit::read(std::uint16_t port) {
+  if (!owns(port)) {
+    return 0xff;
+  }
   const std::lock_guard lock(mutex_);
   if (port == 0x61) {
     return static_cast<std::uint8_t>((channels_[2].gate ? 1 : 0) | (speaker_ ? 2 : 0) |
-                                     ((now_ns_() / 15'000) % 2 != 0 ? 0x10 : 0) | (output(channels_[2]) ? 0x20 : 0));
+                                     ((now_ns_() / 15'000) % 2 != 0 ? 0x10 : 0) |
+                                     (output(channels_[2]) ? 0x20 : 0));
   }
   if (port == 0x43) {
     return 0xff;
@@ -148,14 +200,12 @@ std::uint8_t Pit::read(std::uint16_t port) {
 }
 
 void Pit::write(std::uint16_t port, std::uint8_t value) {
+  if (!owns(port)) {
+    return;
+  }
   const std::lock_guard lock(mutex_);
   if (port == 0x61) {
-    const bool gate = (value & 1) != 0;
-    Channel& channel = channels_[2];
-    if (gate && !channel.gate) {
-      channel.start_ns = now_ns_();
-    }
-    channel.gate = gate;
+    set_gate(channels_[2], (value & 1) != 0);
     speaker_ = (value & 2) != 0;
     return;
   }
@@ -168,6 +218,9 @@ void Pit::write(std::uint16_t port, std::uint8_t value) {
   if (channel.access == 3 && !channel.write_high_next) {
     channel.write_low = value;
     channel.write_high_next = true;
+    if (channel.mode == 0) {
+      channel.counting = false;  // the first byte stops the count and lowers the output
+    }
     return;
   }
   channel.write_high_next = false;
@@ -184,28 +237,38 @@ void Pit::write(std::uint16_t port, std::uint8_t value) {
   }
 }
 
-std::optional<std::uint64_t> Pit::next_locked() const {
+std::optional<std::uint64_t> Pit::ticks_to_event() const {
   const Channel& channel = channels_[0];
-  if (!channel.counting || (!periodic(channel.mode) && fired_periods_ > 0)) {
+  // Its gate is tied high, so that a mode that waits for the gate never starts.
+  if (!channel.counting || triggered_by_gate(channel.mode) ||
+      (!periodic(channel.mode) && fired_periods_ > 0)) {
     return std::nullopt;
   }
-  return channel.start_ns + ticks_to_ns((fired_periods_ + 1) * channel.reload);
+  return (fired_periods_ + 1) * channel.active;
 }
 
 std::optional<std::uint64_t> Pit::next_event_ns() const {
   const std::lock_guard lock(mutex_);
-  return next_locked();
+  const auto ticks = ticks_to_event();
+  if (!ticks) {
+    return std::nullopt;
+  }
+  // Distances, not times, are compared: the start of a restored period may lie before the clock's zero.
+  const std::uint64_t due = ticks_to_ns(*ticks);
+  const std::uint64_t now = now_ns_();
+  const std::uint64_t elapsed = now - channels_[0].start_ns;
+  return elapsed >= due ? now : now + (due - elapsed);
 }
 
 void Pit::poll() {
   {
     const std::lock_guard lock(mutex_);
-    const auto next = next_locked();
-    if (!next || now_ns_() < *next) {
+    const auto due = ticks_to_event();
+    const std::uint64_t elapsed = elapsed_ticks(channels_[0]);
+    if (!due || elapsed < *due) {
       return;
     }
-    fired_periods_ = elapsed_ticks(channels_[0]) / channels_[0].reload;
-    fired_periods_ = std::max<std::uint64_t>(fired_periods_, 1);
+    fired_periods_ = elapsed / channels_[0].active;
   }
   irq_();
 }
@@ -224,12 +287,15 @@ void Pit::save(StateWriter& writer) const {
     for (const std::uint8_t value : {channel.mode, channel.access, channel.write_low, channel.status}) {
       writer.put(value);
     }
-    for (const bool value : {channel.bcd, channel.gate, channel.counting, channel.write_high_next,
-                             channel.read_high_next, channel.count_latched, channel.status_latched}) {
+    for (const bool value :
+         {channel.bcd, channel.gate, channel.counting, channel.write_high_next, channel.read_high_next,
+          channel.count_latched, channel.status_latched, channel.triggered}) {
       writer.put(value);
     }
     writer.put(channel.latch);
     writer.put(channel.reload);
+    writer.put(channel.active);
+    writer.put(channel.held_ticks);
     // Times are kept as distances: the reader's clock has another start.
     writer.put(now_ns_() - channel.start_ns);
   }
@@ -238,25 +304,42 @@ void Pit::save(StateWriter& writer) const {
 }
 
 Result<void> Pit::load(StateReader& reader) {
-  const std::lock_guard lock(mutex_);
-  for (Channel& channel : channels_) {
+  std::array<Channel, 3> channels{};
+  const std::uint64_t now = now_ns_();
+  for (Channel& channel : channels) {
     WISP_ASSIGN(channel.mode, reader.get_at_most<std::uint8_t>(5, "8254 mode"));
     WISP_ASSIGN(channel.access, reader.get_at_most<std::uint8_t>(3, "8254 access mode"));
+    if (channel.access == 0) {
+      return fail("saved state has 8254 access mode 0, which is a command and no mode");
+    }
     WISP_ASSIGN(channel.write_low, reader.get<std::uint8_t>());
     WISP_ASSIGN(channel.status, reader.get<std::uint8_t>());
-    for (bool* value : {&channel.bcd, &channel.gate, &channel.counting, &channel.write_high_next,
-                        &channel.read_high_next, &channel.count_latched, &channel.status_latched}) {
+    for (bool* value :
+         {&channel.bcd, &channel.gate, &channel.counting, &channel.write_high_next, &channel.read_high_next,
+          &channel.count_latched, &channel.status_latched, &channel.triggered}) {
       WISP_ASSIGN(*value, reader.get<bool>());
     }
     WISP_ASSIGN(channel.latch, reader.get<std::uint16_t>());
-    WISP_ASSIGN(channel.reload, reader.get_at_most<std::uint32_t>(0x10000, "8254 count"));
-    channel.reload = std::max<std::uint32_t>(channel.reload, 2);
+    const std::uint32_t least = periodic(channel.mode) ? 2 : 1;
+    for (std::uint32_t* value : {&channel.reload, &channel.active}) {
+      WISP_ASSIGN(*value, reader.get_at_most<std::uint32_t>(0x10000, "8254 count"));
+      if (*value < least) {
+        return fail("saved state has 8254 count {}, less than {}", *value, least);
+      }
+    }
+    WISP_ASSIGN(channel.held_ticks, reader.get_at_most<std::uint64_t>(1ULL << 62, "8254 ticks"));
     WISP_ASSIGN(const std::uint64_t age, reader.get<std::uint64_t>());
-    const std::uint64_t now = now_ns_();
-    channel.start_ns = now - std::min(age, now);
+    channel.start_ns = now - age;
   }
-  WISP_ASSIGN(fired_periods_, reader.get<std::uint64_t>());
-  WISP_ASSIGN(speaker_, reader.get<bool>());
+  WISP_ASSIGN(const auto fired_periods, reader.get<std::uint64_t>());
+  WISP_ASSIGN(const bool speaker, reader.get<bool>());
+  // Channels 0 and 1 have their gate tied high, so that channel 0 holds no ticks.
+  channels[0].gate = channels[1].gate = true;
+  channels[0].held_ticks = 0;
+  const std::lock_guard lock(mutex_);
+  channels_ = channels;
+  fired_periods_ = std::min(fired_periods, elapsed_ticks(channels_[0]) / channels_[0].active);
+  speaker_ = speaker;
   return {};
 }
 
