@@ -9,6 +9,7 @@
 #include <cmath>
 #include <functional>
 
+#include "hypervisor/cpuid_fit.h"
 #include "hypervisor/topology.h"
 
 namespace wisp {
@@ -215,14 +216,14 @@ TEST(KvmCpuid, ClockLeaves) {
 TEST(KvmCpuid, EmptyTablesDoNoHarm) {
   const auto guest = kvm::guest_cpuid({}, {.topology = kDeep, .index = 3, .tsc_khz = 1});
   EXPECT_NE(at(guest, 0xb), nullptr);
-  EXPECT_TRUE(kvm::check_cpuid_fits({}, {}).has_value());
+  EXPECT_TRUE(check_cpuid_fits({}, {}).has_value());
 }
 
 std::string lost(const std::function<void(std::vector<CpuidEntry>&)>& change) {
   const auto host = kvm::guest_cpuid(intel_host(), {});
   auto saved = host;
   change(saved);
-  const auto fits = kvm::check_cpuid_fits(saved, host);
+  const auto fits = check_cpuid_fits(saved, host);
   return fits ? "" : fits.error().message;
 }
 

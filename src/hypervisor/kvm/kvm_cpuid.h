@@ -24,12 +24,6 @@ struct CpuidInput {
 [[nodiscard]] std::vector<CpuidEntry> guest_cpuid(std::span<const CpuidEntry> supported,
                                                   const CpuidInput& input);
 
-// Whether a guest that saw `saved` can go on where `host` is what a new guest would see: every feature bit,
-// every state component with its place and size in the XSAVE area, and the address widths must be there. The
-// error names the first that is missing.
-[[nodiscard]] Result<void> check_cpuid_fits(std::span<const CpuidEntry> saved,
-                                            std::span<const CpuidEntry> host);
-
 // The kernel's form of it.
 [[nodiscard]] Result<std::vector<CpuidEntry>> read_supported_cpuid(int kvm_fd);
 [[nodiscard]] Result<void> write_cpuid(int vcpu_fd, std::span<const CpuidEntry> entries);

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/bytes.h"
+#include "hypervisor/cpuid_fit.h"
 #include "hypervisor/kvm/kvm_cpuid.h"
 #include "hypervisor/kvm/kvm_ioctl.h"
 #include "hypervisor/kvm/kvm_msrs.h"
