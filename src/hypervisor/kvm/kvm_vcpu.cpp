@@ -9,6 +9,7 @@
 #include "hypervisor/kvm/kvm_cpuid.h"
 #include "hypervisor/kvm/kvm_ioctl.h"
 #include "hypervisor/kvm/kvm_msrs.h"
+#include "hypervisor/power_up.h"
 
 namespace wisp::kvm {
 namespace {
