@@ -1,0 +1,45 @@
+#include "hypervisor/soft/code_memory.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "base/unique_fd.h"
+
+namespace wisp::soft {
+
+Result<CodeMemory> CodeMemory::create(std::size_t size) {
+  const UniqueFd fd(::memfd_create("wisp-code", MFD_CLOEXEC));
+  if (!fd.valid() || ::ftruncate(fd.get(), static_cast<off_t>(size)) != 0) {
+    return fail_errno(errno, "cannot make {} bytes of memory for generated code", size);
+  }
+  void* writable = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
+  if (writable == MAP_FAILED) {
+    return fail_errno(errno, "cannot map {} bytes for generated code", size);
+  }
+  void* executable = ::mmap(nullptr, size, PROT_READ | PROT_EXEC, MAP_SHARED, fd.get(), 0);
+  if (executable == MAP_FAILED) {
+    const int error = errno;
+    ::munmap(writable, size);
+    return fail_errno(error,
+                      "cannot map generated code as executable; does the host forbid it (SELinux execmem, "
+                      "/dev/shm mounted noexec)?");
+  }
+  return CodeMemory(static_cast<std::uint8_t*>(writable), static_cast<const std::uint8_t*>(executable), size);
+}
+
+CodeMemory::CodeMemory(CodeMemory&& other) noexcept
+    : writable_(std::exchange(other.writable_, nullptr)),
+      executable_(std::exchange(other.executable_, nullptr)),
+      size_(std::exchange(other.size_, 0)) {}
+
+CodeMemory::~CodeMemory() {
+  if (writable_ != nullptr) {
+    ::munmap(writable_, size_);
+    ::munmap(const_cast<std::uint8_t*>(executable_), size_);
+  }
+}
+
+}  // namespace wisp::soft

@@ -1,0 +1,197 @@
+#include "hypervisor/soft/processor.h"
+
+#include <sys/mman.h>
+
+#include <cerrno>
+#include <new>
+
+#include "hypervisor/soft/shared_code.h"
+#include "hypervisor/soft/stepper.h"
+#include "hypervisor/soft/translator.h"
+
+namespace wisp::soft {
+namespace {
+
+constexpr std::size_t kGuard = 4096;
+constexpr std::size_t kStack = 256U << 10;  // of generated code and what it calls: right below the Cpu
+
+// A Cpu with the stack that generated code uses below it.
+class Frame final {
+ public:
+  static Result<Frame> create() {
+    constexpr std::size_t kSize = kGuard + kStack + sizeof(Cpu);
+    void* memory = ::mmap(nullptr, kSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) {
+      return fail_errno(errno, "cannot map {} bytes for a software processor", kSize);
+    }
+    (void)::mprotect(memory, kGuard, PROT_NONE);
+    return Frame(static_cast<std::uint8_t*>(memory));
+  }
+  Frame(Frame&& other) noexcept : memory_(std::exchange(other.memory_, nullptr)), cpu_(other.cpu_) {}
+  Frame& operator=(Frame&&) = delete;
+  ~Frame() {
+    if (memory_ != nullptr) {
+      cpu_->~Cpu();
+      ::munmap(memory_, kGuard + kStack + sizeof(Cpu));
+    }
+  }
+  [[nodiscard]] Cpu& cpu() { return *cpu_; }
+
+ private:
+  explicit Frame(std::uint8_t* memory) : memory_(memory), cpu_(new(memory + kGuard + kStack) Cpu) {}
+  std::uint8_t* memory_;
+  Cpu* cpu_;
+};
+
+class ProcessorImpl final : public Processor {
+ public:
+  ProcessorImpl(Frame frame, PhysicalMemory& memory, EngineMmio& mmio, Environment& environment,
+                std::shared_ptr<SharedCode> code)
+      : frame_(std::move(frame)),
+        mmu_(frame_.cpu(), memory, mmio),
+        core_{frame_.cpu(), mmu_, memory, environment},
+        shared_(std::move(code)) {}
+
+  [[nodiscard]] Result<void> set_up() {
+    WISP_ASSIGN(stepper_, Stepper::create(core_, *shared_));
+    if (shared_->translator() != nullptr) {
+      runner_ = std::make_unique<TranslatedRunner>(core_, *shared_, *stepper_);
+    }
+    mmu_.flush_all();
+    return {};
+  }
+
+  Core& core() override { return core_; }
+  Stop run() override;
+
+ private:
+  // True where the run ends, with `stop` set.
+  bool finish(Outcome outcome, bool trap_flag, Stop& stop);
+  [[nodiscard]] bool deliver(EventKind kind);
+  [[nodiscard]] bool instruction_breakpoint();
+
+  Frame frame_;
+  Mmu mmu_;
+  Core core_;
+  std::shared_ptr<SharedCode> shared_;
+  std::unique_ptr<Stepper> stepper_;
+  std::unique_ptr<TranslatedRunner> runner_;
+};
+
+bool ProcessorImpl::deliver(EventKind kind) {
+  const Fault fault = core_.cpu.fault;
+  return deliver_event(core_, fault, kind);
+}
+
+// DR7's execution breakpoints at rip (SDM volume 3, 17.3.1.1).
+bool ProcessorImpl::instruction_breakpoint() {
+  Cpu& cpu = core_.cpu;
+  if ((cpu.dr7 & 0xff) == 0 || (cpu.other_flags & flag::kRf) != 0) {
+    return false;
+  }
+  std::uint64_t hits = 0;
+  for (unsigned i = 0; i < 4; ++i) {
+    const bool enabled = (cpu.dr7 >> (2 * i) & 3) != 0;
+    const bool execution = (cpu.dr7 >> (16 + 4 * i) & 0xf) == 0;
+    if (enabled && execution && cpu.dr[i] == cpu.segments[kCs].base + cpu.rip) {
+      hits |= 1ULL << i;
+    }
+  }
+  if (hits == 0) {
+    return false;
+  }
+  cpu.fault = {.vector = vec::kDb, .address = hits};
+  return true;
+}
+
+bool ProcessorImpl::finish(Outcome outcome, bool trap_flag, Stop& stop) {
+  Cpu& cpu = core_.cpu;
+  switch (outcome) {
+    case Outcome::kNext:
+    case Outcome::kJump:
+      break;
+    case Outcome::kFault:
+      if (!deliver(EventKind::kFault)) {
+        stop = Stop::kShutdown;
+        return true;
+      }
+      return false;
+    case Outcome::kTrap: {
+      const Op op = stepper_->last().op;
+      const bool software = op == Op::kInterrupt || op == Op::kBreakpoint || op == Op::kOverflow;
+      if (!deliver(software ? EventKind::kSoftwareInterrupt : EventKind::kTrap)) {
+        stop = Stop::kShutdown;
+        return true;
+      }
+      return false;
+    }
+    case Outcome::kIo:
+      stop = Stop::kIo;
+      return true;
+    case Outcome::kHalt:
+      stop = Stop::kHalt;
+      return true;
+    case Outcome::kShutdown:
+      stop = Stop::kShutdown;
+      return true;
+  }
+  if (trap_flag) {
+    cpu.fault = {.vector = vec::kDb, .address = 1U << 14};  // DR6.BS
+    if (!deliver(EventKind::kTrap)) {
+      stop = Stop::kShutdown;
+      return true;
+    }
+  }
+  if (cpu.io.write_count != 0) {
+    stop = Stop::kIo;
+    return true;
+  }
+  return false;
+}
+
+Processor::Stop ProcessorImpl::run() {
+  Cpu& cpu = core_.cpu;
+  for (;;) {
+    const bool unfinished = cpu.io.answer_count != 0 || cpu.interrupt_shadow != 0;
+    if (!unfinished && (cpu.run.load(std::memory_order_relaxed) == 0 ||
+                        (cpu.no_interrupt_waits == 0 && cpu.interrupt_flag != 0))) {
+      return Stop::kAttention;
+    }
+    Stop stop = Stop::kAttention;
+    if (runner_ && runner_->ready()) {
+      const Outcome outcome = runner_->run();
+      if (finish(outcome, false, stop)) {
+        return stop;
+      }
+      continue;
+    }
+    const bool trap_flag = (cpu.other_flags & flag::kTf) != 0;
+    if (instruction_breakpoint()) {
+      if (!deliver(EventKind::kFault)) {
+        return Stop::kShutdown;
+      }
+      continue;
+    }
+    const std::uint8_t shadow = cpu.interrupt_shadow;
+    const Outcome outcome = stepper_->step();
+    // MOV SS holds a single-step trap back with everything else.
+    const bool held = (cpu.interrupt_shadow & 2) != 0 && (shadow & 2) == 0;
+    if (finish(outcome, trap_flag && !held, stop)) {
+      return stop;
+    }
+  }
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Processor>> Processor::create(PhysicalMemory& memory, EngineMmio& mmio,
+                                                     Environment& environment,
+                                                     std::shared_ptr<SharedCode> code) {
+  WISP_ASSIGN(Frame frame, Frame::create());
+  auto processor =
+      std::make_unique<ProcessorImpl>(std::move(frame), memory, mmio, environment, std::move(code));
+  WISP_TRY(processor->set_up());
+  return processor;
+}
+
+}  // namespace wisp::soft

@@ -1,0 +1,53 @@
+#include "hypervisor/soft/shared_code.h"
+
+#include "hypervisor/soft/mmu.h"
+#include "hypervisor/soft/translator.h"
+
+namespace wisp::soft {
+
+SharedCode::SharedCode(PhysicalMemory& memory, SharedCodeHooks hooks, const ExecutionOptions& options)
+    : memory_(memory), hooks_(std::move(hooks)), options_(options) {
+  memory_.set_code_watcher(this);
+}
+
+SharedCode::~SharedCode() {
+  memory_.set_code_watcher(nullptr);
+}
+
+Result<void> SharedCode::set_up() {
+  if (options_.executor != ExecutorChoice::kInterpret && Translator::possible()) {
+    WISP_ASSIGN(translator_, Translator::create(memory_, *this));
+  }
+  return {};
+}
+
+void SharedCode::watch_code(const PhysicalPage& page, std::uint64_t gpa, std::uint32_t size, Cpu& cpu,
+                            Mmu& mmu) {
+  const std::uint64_t first = (gpa & kPageOffset) / 64;
+  const std::uint64_t last = ((gpa & kPageOffset) + size - 1) / 64;
+  const std::uint64_t lines = (~0ULL >> (63 - last)) & (~0ULL << first);
+  const std::uint64_t before = page.info->code_lines.load(std::memory_order_relaxed);
+  if ((before & lines) == lines) {
+    return;
+  }
+  if (page.info->code_lines.fetch_or(lines, std::memory_order_seq_cst) == 0) {
+    // Nobody may write to the page in line any more.
+    mmu.revoke_write(page.host);
+    hooks_.shoot_down(&cpu);
+  }
+}
+
+void SharedCode::code_written(std::uint64_t gpa, std::uint32_t size) {
+  if (translator_) {
+    translator_->code_written(gpa, size);
+  }
+}
+
+Result<std::shared_ptr<SharedCode>> make_shared_code(PhysicalMemory& memory, SharedCodeHooks hooks,
+                                                     const ExecutionOptions& options) {
+  auto code = std::make_shared<SharedCode>(memory, std::move(hooks), options);
+  WISP_TRY(code->set_up());
+  return code;
+}
+
+}  // namespace wisp::soft

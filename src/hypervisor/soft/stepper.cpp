@@ -1,0 +1,323 @@
+#include "hypervisor/soft/stepper.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+
+#include "hypervisor/soft/host_features.h"
+
+namespace wisp::soft {
+namespace {
+
+constexpr std::size_t kCodeSize = 4U << 20;
+constexpr std::size_t kThunkRoom = 256;  // more than one instruction ever takes
+constexpr std::size_t kCacheEntries = 8192;
+
+}  // namespace
+
+std::size_t Stepper::KeyHash::operator()(const Key& key) const {
+  std::uint64_t halves[2];
+  std::memcpy(halves, key.bytes.data(), sizeof halves);
+  return (halves[0] ^ (halves[1] * 0x9e3779b97f4a7c15ULL)) * 0xff51afd7ed558ccdULL >> 7;
+}
+
+Stepper::Stepper(Core core, SharedCode& shared, CodeMemory memory)
+    : core_(core), shared_(shared), code_(std::move(memory)), cache_(kCacheEntries) {}
+
+Result<std::unique_ptr<Stepper>> Stepper::create(Core core, SharedCode& shared) {
+  if (!host_features().x86_64_v2) {
+    return fail("the software CPU needs a host processor with at least x86-64-v2 (SSE4.2, POPCNT, XSAVE)");
+  }
+  WISP_ASSIGN(CodeMemory memory, CodeMemory::create(kCodeSize));
+  std::unique_ptr<Stepper> stepper(new Stepper(core, shared, std::move(memory)));
+  Emitter out(stepper->code_.writable(), stepper->code_.executable(), kPageSize);
+  stepper->trampolines_ = emit_trampolines(out);
+  stepper->code_floor_ = stepper->code_used_ = kPageSize;
+  WISP_ASSIGN(auto guard, HostFaultGuard::create(stepper->code_, stepper->trampolines_));
+  stepper->guard_.emplace(std::move(guard));
+  return stepper;
+}
+
+CodeSize Stepper::code_size() const {
+  const Segment& cs = core_.cpu.segments[kCs];
+  if (core_.cpu.long_mode() && cs.long_mode()) {
+    return CodeSize::k64;
+  }
+  return cs.big() ? CodeSize::k32 : CodeSize::k16;
+}
+
+// Finds the instruction at rip, decoded.
+bool Stepper::fetch(Cached*& found) {
+  Cpu& cpu = core_.cpu;
+  const CodeSize size = code_size();
+  std::uint64_t linear = cpu.rip;
+  if (size != CodeSize::k64) {
+    const Segment& cs = cpu.segments[kCs];
+    if (cpu.rip > cs.limit) {
+      return cpu.raise(vec::kGp, 0);
+    }
+    linear = (cs.base + cpu.rip) & 0xffffffff;
+  } else if (!canonical(linear)) {
+    return cpu.raise(vec::kGp, 0);
+  }
+  Translation where;
+  if (!core_.mmu.translate(linear, Access::kExecute, As::kCode, where)) {
+    return false;
+  }
+  if (!where.page) {
+    core_.env.note(fmt::format("instruction fetch from {:#x}, where there is no memory", where.gpa));
+    return cpu.raise(vec::kUd);
+  }
+  Cached& entry = cache_[(where.gpa ^ (where.gpa >> 13)) % kCacheEntries];
+  if (entry.gpa == where.gpa && entry.code_size == size &&
+      entry.page_version->load(std::memory_order_acquire) == entry.version) {
+    found = &entry;
+    return true;
+  }
+  const std::uint64_t offset = where.gpa & kPageOffset;
+  const auto room = static_cast<std::uint32_t>(std::min<std::uint64_t>(kPageSize - offset, kMaxInsnLength));
+  std::uint32_t version = 0;
+  if (where.page.info != nullptr) {
+    shared_.watch_code(where.page, where.gpa, room, cpu, core_.mmu);
+    version = where.page.info->version.load(std::memory_order_acquire);
+  }
+  std::array<std::uint8_t, kMaxInsnLength> bytes{};
+  std::memcpy(bytes.data(), where.page.host + offset, room);
+  Cached& target = where.page.info != nullptr ? entry : uncached_;
+  target.gpa = ~0ULL;
+  const DecodeResult result = decode(std::span(bytes.data(), room), size, target.insn);
+  if (result == DecodeResult::kTooLong) {
+    return cpu.raise(vec::kGp, 0);
+  }
+  if (result == DecodeResult::kTruncated) {
+    found = &uncached_;
+    return fetch_across(linear, where, size);
+  }
+  target.thunk = nullptr;
+  target.code_size = size;
+  if (where.page.info != nullptr) {
+    target.gpa = where.gpa;
+    target.page_version = &where.page.info->version;
+    target.version = version;
+  }
+  found = &target;
+  return true;
+}
+
+// An instruction that goes on in the next page.
+bool Stepper::fetch_across(std::uint64_t linear, const Translation& first, CodeSize size) {
+  const auto part = static_cast<std::uint32_t>(kPageSize - (linear & kPageOffset));
+  std::uint64_t next = linear + part;
+  if (size != CodeSize::k64) {
+    next &= 0xffffffff;
+  }
+  Translation second;
+  if (!core_.mmu.translate(next, Access::kExecute, As::kCode, second)) {
+    return false;
+  }
+  if (!second.page) {
+    return core_.cpu.raise(vec::kUd);
+  }
+  std::array<std::uint8_t, kMaxInsnLength> bytes{};
+  std::memcpy(bytes.data(), first.page.host + (first.gpa & kPageOffset), part);
+  std::memcpy(bytes.data() + part, second.page.host, kMaxInsnLength - part);
+  uncached_.thunk = nullptr;
+  if (decode(bytes, size, uncached_.insn) != DecodeResult::kDone) {
+    return core_.cpu.raise(vec::kGp, 0);
+  }
+  return true;
+}
+
+Outcome Stepper::step() {
+  Cached* found = nullptr;
+  if (!fetch(found)) {
+    return Outcome::kFault;
+  }
+  if (found->thunk_age != thunk_age_) {
+    found->thunk = nullptr;
+    found->thunk_age = thunk_age_;
+  }
+  last_ = &found->insn;
+  return run(found->insn, &found->thunk);
+}
+
+Outcome Stepper::execute(const Insn& insn) {
+  last_ = &insn;
+  const std::uint8_t* thunk = nullptr;
+  return run(insn, &thunk);
+}
+
+Outcome Stepper::run(const Insn& insn, const std::uint8_t** thunk) {
+  Cpu& cpu = core_.cpu;
+  const std::uint8_t shadow = cpu.interrupt_shadow;
+  const bool resume = (cpu.other_flags & flag::kRf) != 0;
+  cpu.interrupt_shadow = 0;
+  cpu.io.answers_used = 0;
+  Outcome outcome = Outcome::kNext;
+  if (insn.op == Op::kNative) {
+    outcome = native(insn, thunk);
+  } else if (insn.op == Op::kNop) {
+    outcome = Outcome::kNext;
+  } else if (insn.op <= Op::kUnknown) {
+    outcome = undefined(insn);
+  } else if (insn.op == Op::kLea || (insn.op >= Op::kMoveFromSegment && insn.op <= Op::kTranslateByte) ||
+             (insn.op >= Op::kDivide && insn.op <= Op::kDecimalAdjust)) {
+    outcome = execute_integer(core_, insn);
+  } else if (insn.op >= Op::kPush && insn.op <= Op::kBound) {
+    outcome = execute_control(core_, insn);
+  } else if (insn.op >= Op::kClearCarry && insn.op <= Op::kSalc) {
+    outcome = execute_control(core_, insn);
+  } else if (insn.op >= Op::kIn && insn.op <= Op::kCompareString) {
+    outcome = execute_string(core_, insn);
+  } else if (insn.op >= Op::kXsave && insn.op <= Op::kFpuWait) {
+    outcome = execute_extended_state(core_, insn);
+  } else if (insn.op >= Op::kGather) {
+    outcome = insn.op == Op::kMaskMoveBytes || host_features().has(insn.feature) ? execute_vector(core_, insn)
+                                                                                 : undefined(insn);
+  } else {
+    outcome = execute_system(core_, insn);
+  }
+  switch (outcome) {
+    case Outcome::kNext:
+    case Outcome::kHalt:
+      cpu.rip += insn.length;
+      if (!cpu.code64()) {
+        cpu.rip &= cpu.segments[kCs].big() ? 0xffffffff : 0xffff;
+      }
+      break;
+    case Outcome::kIo:
+      cpu.interrupt_shadow = shadow;
+      return outcome;
+    case Outcome::kFault:
+      cpu.io.answer_count = 0;
+      return outcome;
+    default:
+      break;
+  }
+  cpu.io.answer_count = 0;
+  ++cpu.instructions;
+  if (resume && insn.op != Op::kInterruptReturn && outcome != Outcome::kTrap) {
+    cpu.other_flags &= ~flag::kRf;
+  }
+  return outcome;
+}
+
+Outcome Stepper::undefined(const Insn& insn) {
+  if (insn.op != Op::kUndefined || insn.op == Op::kNative) {
+    std::string bytes;
+    for (std::size_t i = 0; i < insn.length; ++i) {
+      bytes += fmt::format(" {:02x}", insn.bytes[i]);
+    }
+    core_.env.note(
+        fmt::format("an instruction that this processor does not have at {:#x}:{}", core_.cpu.rip, bytes));
+  }
+  (void)core_.cpu.raise(vec::kUd);
+  return Outcome::kFault;
+}
+
+void Stepper::forget_thunks() {
+  thunks_.clear();
+  code_used_ = code_floor_;
+  ++thunk_age_;
+}
+
+const std::uint8_t* Stepper::thunk_for(const Insn& insn) {
+  Key key;
+  std::copy_n(insn.bytes.begin(), insn.length, key.bytes.begin());
+  // The last byte tells the length and the code size, which give the bytes their meaning.
+  key.bytes[15] = static_cast<std::uint8_t>(insn.length | insn.operand_size << 4);
+  if (const auto found = thunks_.find(key); found != thunks_.end()) {
+    return found->second;
+  }
+  if (code_used_ + kThunkRoom > code_.size()) {
+    forget_thunks();
+  }
+  Emitter out(code_.writable() + code_used_, code_.executable() + code_used_, kThunkRoom);
+  const std::uint8_t* code = out.here();
+  if (insn.vector_use != VectorUse::kNone) {
+    out.call(trampolines_.load_vectors);
+  }
+  if (insn.memory) {
+    out.load(kAddress, offset32(offsetof(Cpu, scratch)) + 8);
+  }
+  emit_native(out, insn, MemoryForm::kAddressOnly);
+  out.constant(kAddress, 0);
+  out.jump(trampolines_.leave);
+  code_used_ += (out.size() + 15) & ~std::size_t{15};
+  thunks_.emplace(key, code);
+  return code;
+}
+
+Outcome Stepper::enter(const std::uint8_t* code) {
+  const std::uint64_t result = enter_code(trampolines_, core_.cpu, code);
+  if (result == 0) [[likely]] {
+    return Outcome::kNext;
+  }
+  const auto vector = static_cast<std::uint8_t>(result - kHostFault);
+  if (vector == vec::kGp) {
+    (void)core_.cpu.raise(vec::kGp, 0);
+  } else {
+    (void)core_.cpu.raise(vector);
+  }
+  return Outcome::kFault;
+}
+
+Outcome Stepper::native(const Insn& insn, const std::uint8_t** thunk) {
+  if (insn.feature != Feature::kBase && !host_features().has(insn.feature)) {
+    return undefined(insn);
+  }
+  if (insn.vector_use != VectorUse::kNone && !vector_allowed(core_.cpu, insn.vector_use)) {
+    return Outcome::kFault;
+  }
+  if (*thunk == nullptr) {
+    *thunk = thunk_for(insn);
+  }
+  return insn.memory ? native_on_memory(insn, *thunk) : enter(*thunk);
+}
+
+Outcome Stepper::native_on_memory(const Insn& insn, const std::uint8_t* code) {
+  Cpu& cpu = core_.cpu;
+  Mmu& mmu = core_.mmu;
+  const std::uint32_t size = insn.memory_size;
+  const bool writes = (insn.rm_access & kWrites) != 0;
+  const Access access = writes ? Access::kWrite : Access::kRead;
+  std::uint64_t linear = 0;
+  if (!linear_address(cpu, static_cast<SegmentId>(insn.segment), effective_address(cpu, insn), size, access,
+                      linear)) {
+    return Outcome::kFault;
+  }
+  if (insn.alignment_16 && linear % size != 0) {
+    (void)cpu.raise(vec::kGp, 0);
+    return Outcome::kFault;
+  }
+  cpu.fault.vector = 0xff;
+  if (std::uint8_t* host = mmu.pin(linear, size, access)) {
+    cpu.scratch[1] = reinterpret_cast<std::uint64_t>(host);
+    const Outcome outcome = enter(code);
+    if (writes && outcome == Outcome::kNext) {
+      mmu.wrote(linear, size);
+    }
+    return outcome;
+  }
+  if (cpu.fault.vector != 0xff) {
+    return Outcome::kFault;
+  }
+  // Across pages, or a device.
+  if (writes && !mmu.probe(linear, size, Access::kWrite)) {
+    return Outcome::kFault;
+  }
+  alignas(64) std::array<std::uint8_t, 64> staging{};
+  const bool reads = !writes || (insn.rm_access & kReads) != 0;
+  if (reads && !mmu.read(linear, staging.data(), size)) {
+    return mmu.stopped();
+  }
+  cpu.scratch[1] = reinterpret_cast<std::uint64_t>(staging.data());
+  const Outcome outcome = enter(code);
+  if (outcome == Outcome::kNext && writes && !mmu.write(linear, staging.data(), size)) {
+    return mmu.stopped();
+  }
+  return outcome;
+}
+
+}  // namespace wisp::soft
