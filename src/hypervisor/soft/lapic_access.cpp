@@ -326,14 +326,15 @@ Result<void> Lapic::load(const LapicState& state) {
   error_pending_ = 0;
   const std::uint32_t icr_high = get(kRegIcrHigh) & (x2apic() ? 0xffffffff : 0xff000000);
   icr_ = (get(kRegIcrLow) & 0xccfff) | static_cast<std::uint64_t>(icr_high) << 32;
-  // An APIC that is software-disabled has every entry masked.
+  // An APIC that is software-disabled has every entry masked, but for the pins, which a machine without
+  // firmware sets up as firmware would have (virtual wire).
   const std::uint32_t forced = (spurious_ & kSvrEnabled) != 0 ? 0 : kLvtMasked;
   lvt_cmci_ = (get(kRegLvtCmci) & 0x107ff) | forced;
   lvt_timer_ = (get(kRegLvtTimer) & 0x700ff) | forced;
   lvt_thermal_ = (get(kRegLvtThermal) & 0x107ff) | forced;
   lvt_performance_ = (get(kRegLvtPerformance) & 0x107ff) | forced;
-  lvt_lint0_ = (get(kRegLvtLint0) & 0x1a7ff) | forced;
-  lvt_lint1_ = (get(kRegLvtLint1) & 0x1a7ff) | forced;
+  lvt_lint0_ = get(kRegLvtLint0) & 0x1a7ff;
+  lvt_lint1_ = get(kRegLvtLint1) & 0x1a7ff;
   lvt_error_ = (get(kRegLvtError) & 0x100ff) | forced;
   tsc_deadline_ = 0;
   divide_ = get(kRegDivide) & 0xb;

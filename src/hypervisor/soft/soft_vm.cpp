@@ -1,0 +1,167 @@
+#include "hypervisor/soft/soft_vm.h"
+
+#include <pthread.h>
+
+#include <future>
+#include <system_error>
+
+#include "hypervisor/soft/soft_irq.h"
+#include "hypervisor/topology.h"
+
+namespace wisp::soft {
+namespace {
+
+// What the caller of create_vcpu() holds.
+class VcpuHandle final : public Vcpu {
+ public:
+  explicit VcpuHandle(SoftVcpu& vcpu) : vcpu_(vcpu) {}
+  [[nodiscard]] std::uint32_t id() const override { return vcpu_.id(); }
+  [[nodiscard]] Exit run() override { return vcpu_.run(); }
+  void kick() override { vcpu_.kick(); }
+  [[nodiscard]] Result<CpuState> save() override { return vcpu_.save(); }
+  [[nodiscard]] Result<void> load(const CpuState& state) override { return vcpu_.load(state); }
+  [[nodiscard]] Result<CpuRegs> regs() override { return vcpu_.regs(); }
+  [[nodiscard]] Result<void> set_regs(const CpuRegs& regs) override { return vcpu_.set_regs(regs); }
+  [[nodiscard]] Result<CpuSpecialRegs> special_regs() override { return vcpu_.special_regs(); }
+  [[nodiscard]] Result<void> set_special_regs(const CpuSpecialRegs& sregs) override {
+    return vcpu_.set_special_regs(sregs);
+  }
+  [[nodiscard]] Result<void> reset() override { return vcpu_.reset(); }
+
+ private:
+  SoftVcpu& vcpu_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<ServiceThread>> ServiceThread::start(const std::function<Result<void>()>& started) {
+  WISP_ASSIGN(auto loop, EventLoop::create());
+  std::unique_ptr<ServiceThread> service(new ServiceThread(std::move(loop)));
+  std::promise<Result<void>> ready;
+  try {
+    service->thread_ = std::thread([&ready, &started, loop = service->loop_.get()] {
+      ::pthread_setname_np(::pthread_self(), "engine");
+      Result<void> result = started ? started() : Result<void>{};
+      const bool good = result.has_value();
+      ready.set_value(std::move(result));
+      if (good) {
+        loop->run();
+      }
+    });
+  } catch (const std::system_error& error) {
+    return fail("cannot start the engine's thread: {}", error.code().message());
+  }
+  WISP_TRY(ready.get_future().get());
+  return service;
+}
+
+void ServiceThread::stop() {
+  if (thread_.joinable()) {
+    loop_->stop();
+    thread_.join();
+  }
+}
+
+SoftVm::SoftVm(const SoftOptions& soft, const VmOptions& options)
+    : options_(options), tsc_offset_(-clock_.tsc()), notes_(soft.note) {}
+
+SoftVm::~SoftVm() {
+  if (service_) {
+    service_->stop();
+  }
+}
+
+Result<std::unique_ptr<SoftVm>> SoftVm::create(const SoftOptions& soft, const VmOptions& options) {
+  const CpuTopology& topology = options.topology;
+  const std::uint64_t places =
+      std::uint64_t{topology.sockets} * topology.dies * topology.clusters * topology.cores * topology.threads;
+  if (places == 0 || places > UINT16_MAX) {
+    return fail(
+        "CPU topology of {} sockets, {} dies, {} clusters, {} cores, {} threads: each must be at least 1, "
+        "and their product at most {}",
+        topology.sockets, topology.dies, topology.clusters, topology.cores, topology.threads, UINT16_MAX);
+  }
+  if (options.max_vcpus == 0 || options.max_vcpus > SoftHypervisor::kMaxVcpus) {
+    return fail("{} vCPUs: the software CPU takes 1 to {}", options.max_vcpus, SoftHypervisor::kMaxVcpus);
+  }
+  if (const std::uint32_t last = apic_id_of(topology, options.max_vcpus - 1);
+      last >= SoftHypervisor::kMaxVcpus) {
+    return fail(
+        "{} vCPUs: with this CPU topology the last has APIC id {}, and the highest possible is {}; use "
+        "counts "
+        "that are powers of two",
+        options.max_vcpus, last, SoftHypervisor::kMaxVcpus - 1);
+  }
+  std::unique_ptr<SoftVm> vm(new SoftVm(soft, options));
+  WISP_TRY(vm->set_up(soft));
+  return vm;
+}
+
+Result<void> SoftVm::set_up(const SoftOptions& soft) {
+  WISP_ASSIGN(service_, ServiceThread::start(soft.thread_started));
+  WISP_ASSIGN(chipset_, Chipset::create(clock_, options_.pit, service_->loop(), [this] {
+                for (const auto& vcpu : vcpus_) {
+                  vcpu->pic_changed();
+                }
+              }));
+  memory_.set_change_hook([this] { requests_.shoot_down(kFlushMemory, nullptr); });
+  WISP_ASSIGN(
+      code_, make_shared_code(memory_,
+                              {.shoot_down = [this](Cpu* self) { requests_.shoot_down(kFlushInline, self); }},
+                              soft.execution));
+  vcpus_.reserve(options_.max_vcpus);
+  return {};
+}
+
+Result<std::unique_ptr<Vcpu>> SoftVm::create_vcpu(std::uint32_t id) {
+  if (id >= options_.max_vcpus) {
+    return fail("vCPU {} is beyond the {} that this VM was made for", id, options_.max_vcpus);
+  }
+  if (id != vcpus_.size()) {
+    return fail("vCPU {} cannot be made now: {} is next", id, vcpus_.size());
+  }
+  WISP_ASSIGN(auto vcpu, SoftVcpu::create({.clock = clock_,
+                                           .chipset = *chipset_,
+                                           .memory = memory_,
+                                           .requests = requests_,
+                                           .loop = service_->loop(),
+                                           .notes = notes_,
+                                           .tsc_step = tsc_step_,
+                                           .code = code_,
+                                           .tsc_offset = tsc_offset_},
+                                          {.index = id,
+                                           .apic_id = apic_id_of(options_.topology, id),
+                                           .topology = options_.topology}));
+  vcpus_.push_back(std::move(vcpu));
+  return std::make_unique<VcpuHandle>(*vcpus_.back());
+}
+
+Result<std::unique_ptr<IrqLine>> SoftVm::irq_line(std::uint32_t gsi) {
+  if (gsi >= kIoApicPins) {
+    return fail("interrupt {} is beyond the {} pins of the I/O APIC", gsi, kIoApicPins);
+  }
+  return std::make_unique<PinLine>(service_->loop(), *chipset_, gsi);
+}
+
+Result<std::unique_ptr<IrqLine>> SoftVm::msi_line(const MsiMessage& message) {
+  return std::make_unique<MessageLine>(service_->loop(), *chipset_, message);
+}
+
+Result<void> SoftVm::set_dirty_log(bool on) {
+  memory_.set_dirty_log(on);
+  return {};
+}
+
+Result<std::vector<std::uint64_t>> SoftVm::take_dirty_log(Gpa gpa) {
+  return memory_.take_dirty_log(gpa);
+}
+
+Result<std::vector<std::uint8_t>> SoftVm::save_platform() {
+  return chipset_->save();
+}
+
+Result<void> SoftVm::load_platform(std::span<const std::uint8_t> record) {
+  return chipset_->load(record);
+}
+
+}  // namespace wisp::soft
