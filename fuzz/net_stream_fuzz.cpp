@@ -9,7 +9,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
-#include "net/stream_backend.h"
+#include "net/stream_net_backend.h"
 
 namespace {
 
@@ -48,7 +48,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   std::array<int, 2> fds{};
   WISP_ASSERT(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds.data()) == 0);
   wisp::UniqueFd peer(fds[1]);
-  const auto backend = wisp::StreamBackend::create(wisp::UniqueFd(fds[0]), "fuzz").value();
+  const auto backend = wisp::StreamNetBackend::create(wisp::UniqueFd(fds[0]), "fuzz").value();
   std::vector<std::vector<std::uint8_t>> frames;
   std::vector<std::uint8_t> buffer(wisp::kMaxFrameSize);
   bool closed = false;

@@ -88,7 +88,7 @@ Result<BootState> prepare_boot(const BootDescription& description, const GuestMe
   state.kernel = {image.start, image.end - image.start};
 
   WISP_ASSIGN(
-      const CommandLine command_line,
+      const KernelCommandLine command_line,
       build_command_line(description.command_line, description.command_line_devices, image.command_line_max));
   state.command_line = command_line.text;
   state.devices_not_named =

@@ -27,8 +27,8 @@ std::size_t init_arguments(std::string_view text) {
 
 }  // namespace
 
-Result<CommandLine> build_command_line(std::string_view base, std::span<const VirtioMmioSlot> devices,
-                                       std::uint32_t max) {
+Result<KernelCommandLine> build_command_line(std::string_view base, std::span<const VirtioMmioSlot> devices,
+                                             std::uint32_t max) {
   if (base.size() > max) {
     return fail("the command line has {} bytes, this kernel takes at most {}: shorten it (-append)",
                 base.size(), max);
@@ -55,13 +55,13 @@ Result<CommandLine> build_command_line(std::string_view base, std::span<const Vi
     ++named;
   }
   if (named == 0) {
-    return CommandLine{std::string(base), 0};
+    return KernelCommandLine{std::string(base), 0};
   }
   if (!init_part.empty()) {
     text += ' ';
     text += init_part;
   }
-  return CommandLine{std::move(text), named};
+  return KernelCommandLine{std::move(text), named};
 }
 
 }  // namespace wisp

@@ -11,7 +11,7 @@
 
 namespace wisp {
 
-struct CommandLine {
+struct KernelCommandLine {
   std::string text;
   std::uint32_t devices = 0;  // how many of the devices it names
 };
@@ -20,8 +20,8 @@ struct CommandLine {
 // drivers/virtio/virtio_mmio.c), put in front of a lone "--", since what follows that belongs to init. Where
 // not all fit in `max` bytes, as many as do are named. Errors where `base` itself does not fit or has a zero
 // byte in it.
-[[nodiscard]] Result<CommandLine> build_command_line(std::string_view base,
-                                                     std::span<const VirtioMmioSlot> devices,
-                                                     std::uint32_t max);
+[[nodiscard]] Result<KernelCommandLine> build_command_line(std::string_view base,
+                                                           std::span<const VirtioMmioSlot> devices,
+                                                           std::uint32_t max);
 
 }  // namespace wisp

@@ -9,7 +9,7 @@
 
 #include "base/checked.h"
 #include "net/dgram_backend.h"
-#include "net/stream_backend.h"
+#include "net/stream_net_backend.h"
 #include "net/tap.h"
 
 namespace wisp {
@@ -231,8 +231,8 @@ Result<Netdev> open_netdev(const NetdevConfig& config) {
       opened = take(PasstBackend::start(config.passt));
       break;
     case NetdevKind::kStream:
-      opened = fds.empty() ? take(StreamBackend::connect(config.path))
-                           : take(StreamBackend::create(std::move(fds[0]), "stream socket"));
+      opened = fds.empty() ? take(StreamNetBackend::connect(config.path))
+                           : take(StreamNetBackend::create(std::move(fds[0]), "stream socket"));
       break;
     case NetdevKind::kDgram:
       opened = fds.empty() ? fail("no descriptor was given") : take(DgramBackend::create(std::move(fds[0])));

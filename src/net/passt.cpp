@@ -143,7 +143,7 @@ Result<std::unique_ptr<PasstBackend>> PasstBackend::start(const PasstOptions& op
   }
   theirs.reset();
   their_errors.reset();
-  WISP_ASSIGN(auto stream, StreamBackend::create(std::move(ours), "passt"));
+  WISP_ASSIGN(auto stream, StreamNetBackend::create(std::move(ours), "passt"));
   std::unique_ptr<PasstBackend> backend(
       new PasstBackend(*std::move(child), std::move(stream), std::move(errors)));
   WISP_TRY(backend->wait_until_ready());

@@ -12,7 +12,7 @@
 #include "base/unique_fd.h"
 #include "net/child_process.h"
 #include "net/net_backend.h"
-#include "net/stream_backend.h"
+#include "net/stream_net_backend.h"
 
 namespace wisp {
 
@@ -51,14 +51,14 @@ class PasstBackend final : public NetBackend {
   [[nodiscard]] pid_t pid() const { return child_->pid(); }
 
  private:
-  PasstBackend(std::unique_ptr<ChildProcess> child, std::unique_ptr<StreamBackend> stream, UniqueFd errors)
+  PasstBackend(std::unique_ptr<ChildProcess> child, std::unique_ptr<StreamNetBackend> stream, UniqueFd errors)
       : errors_(std::move(errors)), stream_(std::move(stream)), child_(std::move(child)) {}
   [[nodiscard]] Result<void> wait_until_ready();
   // What passt wrote to its standard error, without noise, in one line.
   [[nodiscard]] std::string complaints();
 
   const UniqueFd errors_;
-  const std::unique_ptr<StreamBackend> stream_;
+  const std::unique_ptr<StreamNetBackend> stream_;
   const std::unique_ptr<ChildProcess> child_;
 };
 

@@ -7,6 +7,7 @@
 #include <random>
 
 #include "base/event_loop.h"
+#include "boot/acpi_layout.h"
 #include "devices/boot_timer.h"
 #include "devices/debug_exit.h"
 #include "devices/fake_parts.h"
@@ -14,6 +15,7 @@
 #include "devices/power.h"
 #include "devices/rtc.h"
 #include "devices/serial.h"
+#include "devices/slot_hotplug.h"
 
 namespace wisp {
 namespace {
@@ -43,6 +45,8 @@ const Candidate kCandidates[] = {
     {"debug-exit", 2, [](Bench&) { return std::make_unique<DebugExit>([](std::uint32_t) {}); }},
     {"boot-timer", kBootTimerPortCount,
      [](Bench& b) { return std::make_unique<BootTimer>(b.clock, 0, b.log); }},
+    {"slot-hotplug", SlotHotplugRegisters::kSize,
+     [](Bench&) { return std::make_unique<SlotHotplug>([] {}); }},
 };
 
 std::uint64_t cpu_ns() {

@@ -64,6 +64,7 @@ TEST(DeviceTable, NamesAreUniqueAndHelpIsWritten) {
   }
 }
 
+// A default that depends on something begins with a value: "on where the file system can".
 TEST(DeviceTable, DefaultsThatAreValuesAreAccepted) {
   for (const Table& table : tables()) {
     for (const DriverInfo& driver : table.drivers) {
@@ -73,7 +74,9 @@ TEST(DeviceTable, DefaultsThatAreValuesAreAccepted) {
           continue;
         }
         if (!property.default_text.empty()) {
-          EXPECT_TRUE(parse_property(property, property.default_text))
+          const std::string_view value =
+              property.default_text.substr(0, property.default_text.find_first_of(" ,"));
+          EXPECT_TRUE(parse_property(property, value))
               << table.name << " " << driver.name << "," << property.name << "=" << property.default_text;
         }
       }

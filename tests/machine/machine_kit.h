@@ -120,6 +120,7 @@ class MachineKit : public ::testing::Test {
   MachineKit() {
     // No magic number of any format: a flat image, entered at 16 MiB.
     kernel_.assign(600, '\x90');
+    kernel_[1] = '\0';  // and no text
     kernel_.replace(kernel_.size() - 4, 4, "last");
     config_.boot.kernel = dir_.write("kernel", kernel_);
     config_.boot.cmdline = "console=ttyS0";

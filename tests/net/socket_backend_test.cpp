@@ -12,7 +12,7 @@
 
 #include "base/bytes.h"
 #include "net/dgram_backend.h"
-#include "net/stream_backend.h"
+#include "net/stream_net_backend.h"
 
 namespace wisp {
 namespace {
@@ -73,9 +73,9 @@ std::size_t read_some(int fd, std::vector<std::uint8_t>& into) {
   return size > 0 ? static_cast<std::size_t>(size) : 0;
 }
 
-TEST(StreamBackend, FramesSmallOnesInOneWrite) {
+TEST(StreamNetBackend, FramesSmallOnesInOneWrite) {
   Pair pair = make_pair_of(SOCK_STREAM);
-  const auto backend = StreamBackend::create(std::move(pair.ours), "test").value();
+  const auto backend = StreamNetBackend::create(std::move(pair.ours), "test").value();
   std::vector<std::uint8_t> expected;
   for (std::uint8_t i = 0; i < 10; ++i) {
     const auto frame = pattern(60U + i, i);
@@ -90,11 +90,11 @@ TEST(StreamBackend, FramesSmallOnesInOneWrite) {
   EXPECT_EQ(seen, expected);
 }
 
-TEST(StreamBackend, KeepsTheOrderOfFramesWhenThePeerIsSlow) {
+TEST(StreamNetBackend, KeepsTheOrderOfFramesWhenThePeerIsSlow) {
   Pair pair = make_pair_of(SOCK_STREAM);
   const int buffer = 4096;
   ASSERT_EQ(::setsockopt(pair.ours.get(), SOL_SOCKET, SO_SNDBUF, &buffer, sizeof buffer), 0);
-  const auto backend = StreamBackend::create(std::move(pair.ours), "test").value();
+  const auto backend = StreamNetBackend::create(std::move(pair.ours), "test").value();
   std::vector<std::uint8_t> expected;
   std::vector<std::uint8_t> seen;
   int refused = 0;
@@ -121,9 +121,9 @@ TEST(StreamBackend, KeepsTheOrderOfFramesWhenThePeerIsSlow) {
   EXPECT_TRUE(seen == expected);
 }
 
-TEST(StreamBackend, ReassemblesFramesThatComeByteByByte) {
+TEST(StreamNetBackend, ReassemblesFramesThatComeByteByByte) {
   Pair pair = make_pair_of(SOCK_STREAM);
-  const auto backend = StreamBackend::create(std::move(pair.ours), "test").value();
+  const auto backend = StreamNetBackend::create(std::move(pair.ours), "test").value();
   const auto frame = pattern(70, 3);
   const auto bytes = wire(frame);
   for (std::size_t i = 0; i < bytes.size(); ++i) {
@@ -139,9 +139,9 @@ TEST(StreamBackend, ReassemblesFramesThatComeByteByByte) {
   EXPECT_EQ(got.frame, frame);
 }
 
-TEST(StreamBackend, ManyFramesInOneSegmentAllCome) {
+TEST(StreamNetBackend, ManyFramesInOneSegmentAllCome) {
   Pair pair = make_pair_of(SOCK_STREAM);
-  const auto backend = StreamBackend::create(std::move(pair.ours), "test").value();
+  const auto backend = StreamNetBackend::create(std::move(pair.ours), "test").value();
   std::vector<std::uint8_t> bytes;
   for (std::uint8_t i = 0; i < 100; ++i) {
     const auto one = wire(pattern(14U + i, i));
@@ -156,9 +156,9 @@ TEST(StreamBackend, ManyFramesInOneSegmentAllCome) {
   EXPECT_EQ(receive_frame(*backend).status, NetIo::kAgain);
 }
 
-TEST(StreamBackend, LongFramesLoseTheirEndOnly) {
+TEST(StreamNetBackend, LongFramesLoseTheirEndOnly) {
   Pair pair = make_pair_of(SOCK_STREAM);
-  const auto backend = StreamBackend::create(std::move(pair.ours), "test").value();
+  const auto backend = StreamNetBackend::create(std::move(pair.ours), "test").value();
   auto bytes = wire(pattern(1000, 1));
   const auto next = wire(pattern(20, 2));
   bytes.insert(bytes.end(), next.begin(), next.end());
@@ -173,7 +173,7 @@ class BadLength : public ::testing::TestWithParam<std::uint32_t> {};
 
 TEST_P(BadLength, ClosesForGood) {
   Pair pair = make_pair_of(SOCK_STREAM);
-  const auto backend = StreamBackend::create(std::move(pair.ours), "test").value();
+  const auto backend = StreamNetBackend::create(std::move(pair.ours), "test").value();
   const auto good = wire(pattern(20, 1));
   ASSERT_GT(::send(pair.theirs.get(), good.data(), good.size(), 0), 0);
   const std::uint32_t length = htonl(GetParam());
@@ -188,13 +188,13 @@ TEST_P(BadLength, ClosesForGood) {
   EXPECT_EQ(::recv(pair.theirs.get(), &byte, 1, MSG_DONTWAIT), 0) << "the peer is told";
 }
 
-INSTANTIATE_TEST_SUITE_P(StreamBackend, BadLength,
+INSTANTIATE_TEST_SUITE_P(StreamNetBackend, BadLength,
                          ::testing::Values(0U, static_cast<std::uint32_t>(kMaxFrameSize + 1), 0x7fffffffU,
                                            0xffffffffU));
 
-TEST(StreamBackend, ADeadPeerIsAClosedLink) {
+TEST(StreamNetBackend, ADeadPeerIsAClosedLink) {
   Pair pair = make_pair_of(SOCK_STREAM);
-  const auto backend = StreamBackend::create(std::move(pair.ours), "test").value();
+  const auto backend = StreamNetBackend::create(std::move(pair.ours), "test").value();
   const auto frame = wire(pattern(20, 1));
   ASSERT_GT(::send(pair.theirs.get(), frame.data(), frame.size(), 0), 0);
   ASSERT_EQ(::send(pair.theirs.get(), "\0\0", 2, 0), 2) << "and half a prefix";
@@ -205,16 +205,16 @@ TEST(StreamBackend, ADeadPeerIsAClosedLink) {
   EXPECT_EQ(send_frame(*backend, pattern(60, 1)), NetIo::kClosed);
 }
 
-TEST(StreamBackend, SendingToADeadPeerCloses) {
+TEST(StreamNetBackend, SendingToADeadPeerCloses) {
   Pair pair = make_pair_of(SOCK_STREAM);
-  const auto backend = StreamBackend::create(std::move(pair.ours), "test").value();
+  const auto backend = StreamNetBackend::create(std::move(pair.ours), "test").value();
   pair.theirs.reset();
   EXPECT_EQ(send_frame(*backend, pattern(9000, 1)), NetIo::kClosed);
 }
 
-TEST(StreamBackend, RefusesFramesNoWireCouldCarry) {
+TEST(StreamNetBackend, RefusesFramesNoWireCouldCarry) {
   Pair pair = make_pair_of(SOCK_STREAM);
-  const auto backend = StreamBackend::create(std::move(pair.ours), "test").value();
+  const auto backend = StreamNetBackend::create(std::move(pair.ours), "test").value();
   EXPECT_EQ(send_frame(*backend, {}), NetIo::kDropped);
   EXPECT_EQ(send_frame(*backend, pattern(kMaxFrameSize + 1, 1)), NetIo::kDropped);
   std::uint8_t byte = 0;
@@ -223,15 +223,15 @@ TEST(StreamBackend, RefusesFramesNoWireCouldCarry) {
   EXPECT_EQ(backend->send(0, std::span(pieces).first(kMaxFrameIovecs)), NetIo::kDone);
 }
 
-TEST(StreamBackend, ConnectsToAListeningSocketAndSaysWhyNot) {
+TEST(StreamNetBackend, ConnectsToAListeningSocketAndSaysWhyNot) {
   std::string dir = "/tmp/wisp-net-XXXXXX";
   ASSERT_NE(::mkdtemp(dir.data()), nullptr);
   const std::string path = dir + "/s";
-  const auto missing = StreamBackend::connect(path);
+  const auto missing = StreamNetBackend::connect(path);
   ASSERT_FALSE(missing.has_value());
   EXPECT_THAT(missing.error().message, HasSubstr(path));
-  EXPECT_FALSE(StreamBackend::connect(std::string(200, 'x')).has_value());
-  EXPECT_FALSE(StreamBackend::connect("").has_value());
+  EXPECT_FALSE(StreamNetBackend::connect(std::string(200, 'x')).has_value());
+  EXPECT_FALSE(StreamNetBackend::connect("").has_value());
 
   const UniqueFd listener(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   sockaddr_un address{};
@@ -239,7 +239,7 @@ TEST(StreamBackend, ConnectsToAListeningSocketAndSaysWhyNot) {
   path.copy(address.sun_path, sizeof address.sun_path - 1);
   ASSERT_EQ(::bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
   ASSERT_EQ(::listen(listener.get(), 1), 0);
-  const auto backend = StreamBackend::connect(path);
+  const auto backend = StreamNetBackend::connect(path);
   ASSERT_TRUE(backend.has_value()) << backend.error().message;
   ASSERT_EQ(send_frame(**backend, pattern(60, 9)), NetIo::kDone);
   ASSERT_EQ((*backend)->flush(0), NetIo::kDone);
@@ -251,9 +251,9 @@ TEST(StreamBackend, ConnectsToAListeningSocketAndSaysWhyNot) {
 }
 
 TEST(SocketBackends, RefuseTheWrongKindOfDescriptor) {
-  EXPECT_FALSE(StreamBackend::create(make_pair_of(SOCK_DGRAM).ours, "x").has_value());
+  EXPECT_FALSE(StreamNetBackend::create(make_pair_of(SOCK_DGRAM).ours, "x").has_value());
   EXPECT_FALSE(DgramBackend::create(make_pair_of(SOCK_STREAM).ours).has_value());
-  EXPECT_FALSE(StreamBackend::create(UniqueFd(::open("/dev/null", O_RDWR)), "x").has_value());
+  EXPECT_FALSE(StreamNetBackend::create(UniqueFd(::open("/dev/null", O_RDWR)), "x").has_value());
   EXPECT_FALSE(DgramBackend::create(UniqueFd(::open("/dev/null", O_RDWR))).has_value());
   EXPECT_FALSE(DgramBackend::create(UniqueFd()).has_value());
 }

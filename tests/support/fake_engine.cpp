@@ -155,16 +155,14 @@ Result<void> FakeVcpu::reset() {
 }
 
 void FakeVcpu::script(FakeExit exit) {
-  const std::scoped_lock lock(mutex_);
-  script_.push_back(std::move(exit));
-  idle_ = false;
-  changed_.notify_all();
+  script(std::vector<FakeExit>{std::move(exit)});
 }
 
 void FakeVcpu::script(std::vector<FakeExit> exits) {
-  for (FakeExit& exit : exits) {
-    script(std::move(exit));
-  }
+  const std::scoped_lock lock(mutex_);
+  std::ranges::move(exits, std::back_inserter(script_));
+  idle_ = false;
+  changed_.notify_all();
 }
 
 std::vector<std::vector<std::uint8_t>> FakeVcpu::answers() {
@@ -192,6 +190,11 @@ void FakeVcpu::refuse_loads(std::string message) {
   load_refusal_ = std::move(message);
 }
 
+void FakeListener::note(bool added, const FlatRange& range) {
+  events_.push_back({.added = added, .range = range});
+  events_.back().range.handler.reset();
+}
+
 Result<void> FakeListener::range_added(const FlatRange& range) {
   const std::scoped_lock lock(mutex_);
   if (refusals_ > 0) {
@@ -199,7 +202,7 @@ Result<void> FakeListener::range_added(const FlatRange& range) {
     return fail("{}: refused by the fake engine", range.name);
   }
   WISP_ASSERT(ranges_.emplace(range.start, range).second);
-  events_.push_back({.added = true, .range = range});
+  note(true, range);
   return {};
 }
 
@@ -208,7 +211,7 @@ void FakeListener::range_removed(const FlatRange& range) {
   const auto found = ranges_.find(range.start);
   WISP_ASSERT(found != ranges_.end() && found->second == range);
   ranges_.erase(found);
-  events_.push_back({.added = false, .range = range});
+  note(false, range);
 }
 
 std::vector<FakeListener::Event> FakeListener::events() {

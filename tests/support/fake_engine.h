@@ -72,6 +72,7 @@ class FakeVcpu final : public Vcpu {
 
   // For tests.
   void script(FakeExit exit);
+  // All at once: a thread that saw the first of them sees the others.
   void script(std::vector<FakeExit> exits);
   // The data of completed port and MMIO reads, in order.
   [[nodiscard]] std::vector<std::vector<std::uint8_t>> answers();
@@ -107,7 +108,7 @@ class FakeListener final : public AddressSpaceListener {
  public:
   struct Event {
     bool added = false;
-    FlatRange range;
+    FlatRange range;  // without its handler, which a log must not keep alive
   };
   [[nodiscard]] Result<void> range_added(const FlatRange& range) override;
   void range_removed(const FlatRange& range) override;
@@ -119,6 +120,7 @@ class FakeListener final : public AddressSpaceListener {
   void refuse(std::uint32_t count);
 
  private:
+  void note(bool added, const FlatRange& range);
   std::mutex mutex_;
   std::vector<Event> events_;
   std::map<Gpa, FlatRange> ranges_;

@@ -8,7 +8,7 @@
 #include <thread>
 
 #include "base/bytes.h"
-#include "net/stream_backend.h"
+#include "net/stream_net_backend.h"
 #include "virtio/net_kit.h"
 
 namespace wisp::test {
@@ -732,7 +732,7 @@ struct StreamNet {
     std::array<int, 2> fds{};
     EXPECT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds.data()), 0);
     peer = UniqueFd(fds[1]);
-    kit = std::make_unique<NetKit>(StreamBackend::create(UniqueFd(fds[0]), "test").value(),
+    kit = std::make_unique<NetKit>(StreamNetBackend::create(UniqueFd(fds[0]), "test").value(),
                                    VirtioNetOptions{}, &guest);
   }
   FakeGuest guest{{{FakeGuest::kBase, 32ULL << 20}}};

@@ -13,13 +13,13 @@
 
 namespace wisp {
 
-class StreamBackend final : public NetBackend {
+class StreamNetBackend final : public NetBackend {
  public:
   // Takes a connected stream socket over; refuses what is no such socket.
-  [[nodiscard]] static Result<std::unique_ptr<StreamBackend>> create(UniqueFd socket,
-                                                                     std::string description);
+  [[nodiscard]] static Result<std::unique_ptr<StreamNetBackend>> create(UniqueFd socket,
+                                                                        std::string description);
   // Connects to a listening Unix socket.
-  [[nodiscard]] static Result<std::unique_ptr<StreamBackend>> connect(const std::string& path);
+  [[nodiscard]] static Result<std::unique_ptr<StreamNetBackend>> connect(const std::string& path);
 
   [[nodiscard]] NetIo send(std::uint16_t pair, std::span<const iovec> frame) override;
   [[nodiscard]] NetIo flush(std::uint16_t pair) override;
@@ -29,7 +29,7 @@ class StreamBackend final : public NetBackend {
   [[nodiscard]] std::string failure() override { return failure_; }
 
  private:
-  StreamBackend(UniqueFd socket, std::string description);
+  StreamNetBackend(UniqueFd socket, std::string description);
   NetIo close(std::string failure);
   // Whether a whole frame waits in the input buffer; its size in `size`. False also for a length that breaks
   // the protocol, which `broken` tells.

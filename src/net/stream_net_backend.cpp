@@ -1,4 +1,4 @@
-#include "net/stream_backend.h"
+#include "net/stream_net_backend.h"
 
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -20,13 +20,13 @@ constexpr std::size_t kDirectSize = 8192;
 
 }  // namespace
 
-StreamBackend::StreamBackend(UniqueFd socket, std::string description)
+StreamNetBackend::StreamNetBackend(UniqueFd socket, std::string description)
     : socket_(std::move(socket)),
       description_(std::move(description)),
       in_(std::make_unique_for_overwrite<std::uint8_t[]>(kBufferSize)),
       out_(std::make_unique_for_overwrite<std::uint8_t[]>(kBufferSize)) {}
 
-Result<std::unique_ptr<StreamBackend>> StreamBackend::create(UniqueFd socket, std::string description) {
+Result<std::unique_ptr<StreamNetBackend>> StreamNetBackend::create(UniqueFd socket, std::string description) {
   int type = 0;
   socklen_t size = sizeof type;
   if (::getsockopt(socket.get(), SOL_SOCKET, SO_TYPE, &type, &size) != 0) {
@@ -36,10 +36,10 @@ Result<std::unique_ptr<StreamBackend>> StreamBackend::create(UniqueFd socket, st
     return fail("fd {} is a datagram socket, expected a stream socket (use -netdev dgram)", socket.get());
   }
   (void)::fcntl(socket.get(), F_SETFD, FD_CLOEXEC);
-  return std::unique_ptr<StreamBackend>(new StreamBackend(std::move(socket), std::move(description)));
+  return std::unique_ptr<StreamNetBackend>(new StreamNetBackend(std::move(socket), std::move(description)));
 }
 
-Result<std::unique_ptr<StreamBackend>> StreamBackend::connect(const std::string& path) {
+Result<std::unique_ptr<StreamNetBackend>> StreamNetBackend::connect(const std::string& path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.empty() || path.size() >= sizeof address.sun_path) {
@@ -57,11 +57,11 @@ Result<std::unique_ptr<StreamBackend>> StreamBackend::connect(const std::string&
   return create(std::move(socket), "stream " + path);
 }
 
-int StreamBackend::poll_fd(std::uint16_t /*pair*/) const {
+int StreamNetBackend::poll_fd(std::uint16_t /*pair*/) const {
   return socket_.get();
 }
 
-NetIo StreamBackend::close(std::string failure) {
+NetIo StreamNetBackend::close(std::string failure) {
   failure_ = std::move(failure);
   closed_ = true;
   // Not closed yet: whoever watches the descriptor must be able to end its watch first.
@@ -69,7 +69,7 @@ NetIo StreamBackend::close(std::string failure) {
   return NetIo::kClosed;
 }
 
-NetIo StreamBackend::flush(std::uint16_t /*pair*/) {
+NetIo StreamNetBackend::flush(std::uint16_t /*pair*/) {
   if (closed_) {
     return NetIo::kClosed;
   }
@@ -88,7 +88,7 @@ NetIo StreamBackend::flush(std::uint16_t /*pair*/) {
   return NetIo::kDone;
 }
 
-NetIo StreamBackend::send(std::uint16_t pair, std::span<const iovec> frame) {
+NetIo StreamNetBackend::send(std::uint16_t pair, std::span<const iovec> frame) {
   if (closed_) {
     return NetIo::kClosed;
   }
@@ -130,7 +130,7 @@ NetIo StreamBackend::send(std::uint16_t pair, std::span<const iovec> frame) {
   return NetIo::kDone;
 }
 
-bool StreamBackend::next_frame(std::size_t& size, bool& broken) const {
+bool StreamNetBackend::next_frame(std::size_t& size, bool& broken) const {
   broken = false;
   if (in_end_ - in_begin_ < kPrefixSize) {
     return false;
@@ -140,7 +140,7 @@ bool StreamBackend::next_frame(std::size_t& size, bool& broken) const {
   return !broken && in_end_ - in_begin_ - kPrefixSize >= size;
 }
 
-NetReceived StreamBackend::receive(std::uint16_t /*pair*/, std::span<const iovec> buffers) {
+NetReceived StreamNetBackend::receive(std::uint16_t /*pair*/, std::span<const iovec> buffers) {
   std::size_t size = 0;
   bool broken = false;
   while (!next_frame(size, broken)) {
