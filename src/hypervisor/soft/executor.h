@@ -58,7 +58,9 @@ Outcome interrupt_return(Core& core, std::uint32_t operand_size);
 enum class EventKind : std::uint8_t { kFault, kTrap, kSoftwareInterrupt, kExternal, kNmi };
 // Delivers an event through the IDT (real-mode IVT): pushes flags, CS, RIP (cpu.rip must be the address to
 // return to), and jumps to the handler. Faults on the way become #DF; false: triple fault, shut down.
-[[nodiscard]] bool deliver_event(Core& core, const Fault& fault, EventKind kind);
+// `length`: of the instruction that raised a software interrupt. What faults in its delivery is a fault of
+// that instruction, so rip goes back by as much.
+[[nodiscard]] bool deliver_event(Core& core, const Fault& fault, EventKind kind, std::uint8_t length = 0);
 // After #DB-worthy things (TF) and at the head of instructions with breakpoints in DR7.
 [[nodiscard]] bool debug_active(const Cpu& cpu);
 
