@@ -50,6 +50,8 @@ std::string_view thread_kind_name(ThreadKind kind) {
       return "io";
     case ThreadKind::kWorker:
       return "worker";
+    case ThreadKind::kEngine:
+      return "engine";
   }
   return "unknown";
 }

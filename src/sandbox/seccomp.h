@@ -18,6 +18,7 @@ enum class ThreadKind : std::uint8_t {
   kVcpu,    // guest entry and register accesses
   kIo,      // an iothread's event loop
   kWorker,  // blocking file I/O for aio=threads
+  kEngine,  // timers and eventfds of the software CPU
 };
 
 // A call, and what its arguments may be: where `argument` is not kAny, that argument masked with `mask` must

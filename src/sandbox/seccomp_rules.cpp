@@ -64,7 +64,8 @@ constexpr std::array kVcpuIoctls = {
 
 constexpr std::array<std::uint64_t, 3> kMmapProtection = {PROT_NONE, PROT_READ, PROT_READ | PROT_WRITE};
 constexpr std::array<std::uint64_t, 1> kUnixSockets = {AF_UNIX};
-constexpr std::array<std::uint64_t, 1> kSetName = {PR_SET_NAME};
+// The name, and by vCPU threads of the software CPU that their sleeps end on time.
+constexpr std::array<std::uint64_t, 2> kOwnThread = {PR_SET_NAME, PR_SET_TIMERSLACK};
 
 // Allocator, locks, signals, time and leaving: every thread.
 #define WISP_COMMON_RULES                                                                                   \
@@ -78,7 +79,7 @@ constexpr std::array<std::uint64_t, 1> kSetName = {PR_SET_NAME};
       {.number = SYS_exit_group}, {.number = SYS_read}, {.number = SYS_write}, {.number = SYS_close},       \
       {.number = SYS_getpid}, {.number = SYS_gettid}, {.number = SYS_tgkill}, {.number = SYS_rt_sigaction}, \
       {.number = SYS_set_robust_list}, {.number = SYS_rseq},                                                \
-      {.number = SYS_prctl, .argument = 0, .mask = kLow32, .values = kSetName}, {                           \
+      {.number = SYS_prctl, .argument = 0, .mask = kLow32, .values = kOwnThread}, {                         \
     .number = SYS_getrandom                                                                                 \
   }
 
@@ -148,6 +149,14 @@ constexpr auto kWorkerRules = std::to_array<SyscallRule>({
     {.number = SYS_ioctl},
 });
 
+constexpr auto kEngineRules = std::to_array<SyscallRule>({
+    WISP_COMMON_RULES,
+    {.number = SYS_epoll_wait},
+    {.number = SYS_epoll_pwait},
+    {.number = SYS_epoll_ctl},
+    {.number = SYS_timerfd_settime},
+});
+
 #undef WISP_COMMON_RULES
 #undef WISP_DATA_RULES
 
@@ -163,6 +172,8 @@ std::span<const SyscallRule> seccomp_rules(ThreadKind kind) {
       return kIoRules;
     case ThreadKind::kWorker:
       return kWorkerRules;
+    case ThreadKind::kEngine:
+      return kEngineRules;
   }
   return {};
 }

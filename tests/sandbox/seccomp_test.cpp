@@ -15,7 +15,8 @@
 namespace wisp {
 namespace {
 
-constexpr std::array kKinds = {ThreadKind::kMain, ThreadKind::kVcpu, ThreadKind::kIo, ThreadKind::kWorker};
+constexpr std::array kKinds = {ThreadKind::kMain, ThreadKind::kVcpu, ThreadKind::kIo, ThreadKind::kWorker,
+                               ThreadKind::kEngine};
 
 // Runs `body` in a child; returns its wait status.
 template <typename Body>
