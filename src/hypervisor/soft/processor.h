@@ -6,20 +6,10 @@
 #include <memory>
 
 #include "base/error.h"
+#include "hypervisor/soft/execution.h"
 #include "hypervisor/soft/executor.h"
 
 namespace wisp::soft {
-
-enum class ExecutorChoice : std::uint8_t {
-  kTranslate,  // translated code, and the interpreter for what it leaves out
-  kInterpret,
-  kCompare,  // both, in step; a difference ends the process with a report
-};
-
-struct ExecutionOptions {
-  ExecutorChoice executor = ExecutorChoice::kTranslate;
-  bool count_instructions = false;  // exactly, for virtual time
-};
 
 // What the processors of one VM share: the memory that generated code lives in, and the translations.
 class SharedCode;
@@ -50,8 +40,8 @@ class Processor {
   };
   // Runs guest code until one of these. Delivers exceptions, not interrupts: before each call the caller
   // delivers what is due, or, where IF or a shadow forbids it, sets cpu.no_interrupt_waits to 0.
-  // An instruction that has answers in cpu.io, or stands in an interrupt shadow, is run whatever cpu.run says:
-  // only after it can the caller save the state, or deliver anything.
+  // An instruction that has answers in cpu.io, or stands in an interrupt shadow, is run whatever cpu.run
+  // says: only after it can the caller save the state, or deliver anything.
   [[nodiscard]] virtual Stop run() = 0;
 };
 

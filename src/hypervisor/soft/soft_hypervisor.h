@@ -10,7 +10,7 @@
 #include <string>
 
 #include "hypervisor/hypervisor.h"
-#include "hypervisor/soft/processor.h"
+#include "hypervisor/soft/execution.h"
 
 namespace wisp {
 
