@@ -154,7 +154,12 @@ inline constexpr std::size_t kBanks = 3;
 enum Bank : std::uint8_t { kUserBank, kSupervisorBank, kSupervisorAcBank };
 
 // From the linear address of code to its translation, for jumps whose target is not known beforehand.
-inline constexpr std::size_t kJumpEntries = 1024;
+inline constexpr std::size_t kJumpEntries = 2048;
+inline constexpr std::uint64_t kJumpMask = (kJumpEntries - 1)
+                                           << 2;  // the bits of an address that number its entry
+[[nodiscard]] constexpr std::size_t jump_index(std::uint64_t linear) {
+  return (linear & kJumpMask) >> 2;
+}
 struct JumpBank {
   std::array<std::uint64_t, kJumpEntries> tag;   // negated linear address of the instruction
   std::array<std::uint64_t, kJumpEntries> code;  // host address of its translation
@@ -175,7 +180,7 @@ struct alignas(4096) Cpu {
   std::uint64_t vectors_away = 1;            // 0: the host's vector registers hold the guest's
   std::uint64_t tlb_mask = (kTlbEntries - 1) << 12;  // constants for translated code
   std::uint64_t page_mask = ~0xfffULL;
-  std::uint64_t jump_mask = kJumpEntries - 1;
+  std::uint64_t jump_mask = kJumpMask;
   std::uint64_t scratch[4] = {};
   std::uint64_t host_rsp = 0;
   std::uint64_t instructions_left = 0;  // deterministic mode: 1 << 63 and what is left of the budget
@@ -215,6 +220,7 @@ struct alignas(4096) Cpu {
   std::uint64_t instructions = 0;           // retired since the start, deterministic mode and interpreter
   std::atomic<std::uint32_t> requests = 0;  // of other threads: see requests.h
   std::uint32_t id = 0;                     // APIC id
+  void* runner = nullptr;                   // who answers the calls of translated code
 
   std::array<TlbBank, kBanks> tlb;
   std::array<JumpBank, kBanks> jumps;

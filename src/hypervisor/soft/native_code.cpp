@@ -408,10 +408,16 @@ Trampolines emit_trampolines(Emitter& out) {
   host_vector_state(out, kReturn);
   out.byte(0xc3);
 
+  // On the host's stack, from the top while generated code runs: the Cpu, twice, for calls from generated
+  // code back to C++ on that stack, and where an outer entry stands.
   made.enter = out.here();
   for (const HostReg reg : kSaved) {
     push(out, reg);
   }
+  out.byte(0xff);  // push qword [rdi + host_rsp]
+  out.memory(6, HostReg::kRdi, kHostRsp);
+  push(out, HostReg::kRdi);
+  push(out, HostReg::kRdi);
   out.rex(true, HostReg::kRsp, HostReg::kRdi);  // mov [rdi + host_rsp], rsp
   out.byte(0x89);
   out.memory(4, HostReg::kRdi, kHostRsp);
@@ -426,6 +432,10 @@ Trampolines emit_trampolines(Emitter& out) {
   out.call(made.spill);
   out.move(HostReg::kRax, kAddress);
   out.load(HostReg::kRsp, kHostRsp);
+  pop(out, kTemp);
+  pop(out, kTemp);
+  out.byte(0x8f);  // pop qword [rcx + host_rsp]
+  out.memory(0, kTemp, kHostRsp);
   for (auto reg = kSaved.rbegin(); reg != kSaved.rend(); ++reg) {
     pop(out, *reg);
   }

@@ -13,7 +13,8 @@ namespace wisp::soft {
 namespace {
 
 constexpr std::size_t kGuard = 4096;
-constexpr std::size_t kStack = 256U << 10;  // of generated code and what it calls: right below the Cpu
+constexpr std::size_t kStack =
+    64U << 10;  // of generated code and of signal handlers in it: right below the Cpu
 
 // A Cpu with the stack that generated code uses below it.
 class Frame final {
@@ -67,7 +68,7 @@ class ProcessorImpl final : public Processor {
  private:
   // True where the run ends, with `stop` set.
   bool finish(Outcome outcome, bool trap_flag, Stop& stop);
-  [[nodiscard]] bool deliver(EventKind kind);
+  [[nodiscard]] bool deliver(EventKind kind, std::uint8_t length = 0);
   [[nodiscard]] bool instruction_breakpoint();
 
   Frame frame_;
@@ -78,9 +79,9 @@ class ProcessorImpl final : public Processor {
   std::unique_ptr<TranslatedRunner> runner_;
 };
 
-bool ProcessorImpl::deliver(EventKind kind) {
+bool ProcessorImpl::deliver(EventKind kind, std::uint8_t length) {
   const Fault fault = core_.cpu.fault;
-  return deliver_event(core_, fault, kind);
+  return deliver_event(core_, fault, kind, length);
 }
 
 // DR7's execution breakpoints at rip (SDM volume 3, 17.3.1.1).
@@ -119,7 +120,7 @@ bool ProcessorImpl::finish(Outcome outcome, bool trap_flag, Stop& stop) {
     case Outcome::kTrap: {
       const Op op = stepper_->last().op;
       const bool software = op == Op::kInterrupt || op == Op::kBreakpoint || op == Op::kOverflow;
-      if (!deliver(software ? EventKind::kSoftwareInterrupt : EventKind::kTrap)) {
+      if (!deliver(software ? EventKind::kSoftwareInterrupt : EventKind::kTrap, stepper_->last().length)) {
         stop = Stop::kShutdown;
         return true;
       }

@@ -16,16 +16,39 @@ SharedCode::~SharedCode() {
 
 Result<void> SharedCode::set_up() {
   if (options_.executor != ExecutorChoice::kInterpret && Translator::possible()) {
-    WISP_ASSIGN(translator_, Translator::create(memory_, *this));
+    WISP_ASSIGN(translator_, Translator::create(*this));
   }
   return {};
 }
 
-void SharedCode::watch_code(const PhysicalPage& page, std::uint64_t gpa, std::uint32_t size, Cpu& cpu,
-                            Mmu& mmu) {
+namespace {
+
+// A bit for each 64-byte line of the page that [gpa, gpa + size) touches.
+std::uint64_t lines_of(std::uint64_t gpa, std::uint32_t size) {
   const std::uint64_t first = (gpa & kPageOffset) / 64;
   const std::uint64_t last = ((gpa & kPageOffset) + size - 1) / 64;
-  const std::uint64_t lines = (~0ULL >> (63 - last)) & (~0ULL << first);
+  return (~0ULL >> (63 - last)) & (~0ULL << first);
+}
+
+}  // namespace
+
+bool SharedCode::watch_more(const PhysicalPage& page, std::uint64_t gpa, std::uint32_t size) {
+  const std::uint64_t lines = lines_of(gpa, size);
+  std::uint64_t before = page.info->code_lines.load(std::memory_order_relaxed);
+  do {
+    if (before == 0) {
+      return false;
+    }
+    if ((before & lines) == lines) {
+      return true;
+    }
+  } while (!page.info->code_lines.compare_exchange_weak(before, before | lines, std::memory_order_seq_cst));
+  return true;
+}
+
+void SharedCode::watch_code(const PhysicalPage& page, std::uint64_t gpa, std::uint32_t size, Cpu& cpu,
+                            Mmu& mmu) {
+  const std::uint64_t lines = lines_of(gpa, size);
   const std::uint64_t before = page.info->code_lines.load(std::memory_order_relaxed);
   if ((before & lines) == lines) {
     return;

@@ -148,7 +148,9 @@ bool write_cr0(Core& core, std::uint64_t value) {
 
 bool write_cr3(Core& core, std::uint64_t value) {
   Cpu& cpu = core.cpu;
+  bool keep = false;
   if ((cpu.cr4 & cr4::kPcide) != 0) {
+    keep = (value & kNoFlush) != 0;
     value &= ~kNoFlush;
   }
   if (cpu.long_mode()) {
@@ -162,8 +164,7 @@ bool write_cr3(Core& core, std::uint64_t value) {
     }
   }
   cpu.cr3 = value;
-  // Bit 63 allows to keep what the new context had; flushing it is allowed too.
-  core.mmu.flush_context();
+  core.mmu.flush_context(keep);
   return true;
 }
 

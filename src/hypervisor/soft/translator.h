@@ -1,42 +1,115 @@
-// The translator: blocks of guest instructions as host code.
+// The translator: blocks of guest instructions as host code, kept in a bounded cache that the processors of a
+// VM share.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "base/error.h"
+#include "hypervisor/soft/block_emitter.h"
 #include "hypervisor/soft/executor.h"
+#include "hypervisor/soft/mmu.h"
 #include "hypervisor/soft/physical_memory.h"
 
 namespace wisp::soft {
 
 class SharedCode;
 class Stepper;
+class TranslatedRunner;
 
-// The translations of one VM, shared by its processors. Thread-safe.
-class Translator {
+struct TranslatorStatistics {
+  std::uint64_t blocks = 0;        // translated since the start
+  std::uint64_t instructions = 0;  // in them
+  std::uint64_t killed = 0;        // blocks whose code was written
+  std::uint64_t flushes = 0;       // times the cache was full
+  std::uint64_t code_bytes = 0;    // in the cache now
+  std::uint64_t nanoseconds = 0;   // spent translating
+};
+
+// A translated block, as the processors see it.
+struct TranslatedBlock {
+  const std::uint8_t* outer = nullptr;
+  const std::uint8_t* inner = nullptr;
+};
+
+// Thread-safe.
+class Translator final {
  public:
   // Whether this host's processor has what translated code needs (BMI2).
   [[nodiscard]] static bool possible();
-  [[nodiscard]] static Result<std::unique_ptr<Translator>> create(PhysicalMemory& memory, SharedCode& shared);
-  virtual ~Translator() = default;
-  // Code in [gpa, gpa + size) was written: its translations are gone when this returns.
-  virtual void code_written(std::uint64_t gpa, std::uint32_t size) = 0;
+  [[nodiscard]] static Result<std::unique_ptr<Translator>> create(SharedCode& shared);
+  Translator(const Translator&) = delete;
+  Translator& operator=(const Translator&) = delete;
+  ~Translator();
+
+  [[nodiscard]] const Stubs& stubs() const;
+  // The block that starts at the byte `where` (found at `linear` by the caller's page tables); null where
+  // nothing can be translated there.
+  [[nodiscard]] TranslatedBlock find(const Translation& where, const BlockMode& mode, Cpu& cpu, Mmu& mmu);
+  // Makes the jump whose displacement stands at `displacement` lead to a block, as long as both live.
+  void link(const std::uint8_t* displacement, const Translation& where, const BlockMode& mode);
+  // Where in its page the instruction stands whose host code holds `host`; empty: not in translated code.
+  [[nodiscard]] std::optional<std::uint16_t> page_offset_of(std::uint64_t host) const;
+
+  // Code in [gpa, gpa + size) was written: its translations are not entered any more when this returns.
+  void code_written(std::uint64_t gpa, std::uint32_t size);
+  // Grow with each killed block, and with each time the whole cache was thrown away.
+  [[nodiscard]] std::uint64_t kills() const;
+  [[nodiscard]] std::uint64_t generation() const;
+  [[nodiscard]] TranslatorStatistics statistics() const;
+
+ private:
+  struct Impl;
+  explicit Translator(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
 };
 
 // Runs translated code on one processor.
 class TranslatedRunner final {
  public:
   TranslatedRunner(Core core, SharedCode& shared, Stepper& stepper);
+  TranslatedRunner(const TranslatedRunner&) = delete;
+  TranslatedRunner& operator=(const TranslatedRunner&) = delete;
   ~TranslatedRunner();
-  // Whether the processor is in a state that translated code can run in.
+  // Whether the processor is in a state that translated code can run in: 64-bit code without single steps or
+  // breakpoints.
   [[nodiscard]] bool ready() const;
-  // Runs until something happened that the caller must see to.
+  // Runs until something happened that the caller must see to. kNext and kJump: nothing but that it is time
+  // to look at cpu.run and the like.
   [[nodiscard]] Outcome run();
 
  private:
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
+  friend struct RunnerCalls;
+  [[nodiscard]] BlockMode mode() const;
+  [[nodiscard]] TranslatedBlock block_at(std::uint64_t linear, Translation& where);
+  [[nodiscard]] const std::uint8_t* slow(const CallSite& site, std::uint64_t linear, bool vectors_away);
+  [[nodiscard]] const std::uint8_t* special(const CallSite& site, bool vectors_away);
+  [[nodiscard]] const std::uint8_t* interpret(const std::uint8_t* resume, bool keep_flow, bool vectors_away);
+  [[nodiscard]] const std::uint8_t* link(const CallSite& site);
+  [[nodiscard]] const std::uint8_t* miss(std::uint64_t linear);
+  [[nodiscard]] const std::uint8_t* go_on();
+  [[nodiscard]] const std::uint8_t* leave(Outcome outcome);
+  [[nodiscard]] bool attention() const;
+
+  Core core_;
+  SharedCode& shared_;
+  Translator& translator_;
+  Stepper& stepper_;
+  Outcome outcome_ = Outcome::kNext;
+  std::uint64_t generation_ = 0;  // of the cache, when it was last entered from outside
+};
+
+// The functions that the stubs call.
+struct RunnerCalls {
+  static const std::uint8_t* slow(Cpu* cpu, const CallSite* site, std::uint64_t linear,
+                                  std::uint64_t vectors_away);
+  static const std::uint8_t* special(Cpu* cpu, const CallSite* site, std::uint64_t linear,
+                                     std::uint64_t vectors_away);
+  static const std::uint8_t* link(Cpu* cpu, const CallSite* site, std::uint64_t linear,
+                                  std::uint64_t vectors_away);
+  static const std::uint8_t* miss(Cpu* cpu, const CallSite* site, std::uint64_t linear,
+                                  std::uint64_t vectors_away);
 };
 
 }  // namespace wisp::soft

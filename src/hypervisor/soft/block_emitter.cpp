@@ -1,0 +1,601 @@
+#include "hypervisor/soft/block_emitter.h"
+
+#include "hypervisor/soft/host_features.h"
+#include "hypervisor/soft/mmu.h"
+
+namespace wisp::soft {
+namespace {
+
+constexpr std::uint32_t kMaxInstructions = 64;
+constexpr std::int32_t kRun = offset32(offsetof(Cpu, run));
+constexpr std::int32_t kPageAddress = offset32(offsetof(Cpu, page_address));
+constexpr std::int32_t kScratch = offset32(offsetof(Cpu, scratch));
+constexpr std::int32_t kInterruptFlag = offset32(offsetof(Cpu, interrupt_flag));
+constexpr std::int32_t kOtherFlags = offset32(offsetof(Cpu, other_flags));
+constexpr std::int32_t kNoInterruptWaits = offset32(offsetof(Cpu, no_interrupt_waits));
+
+constexpr std::int32_t tlb_offset(Bank bank, std::size_t member) {
+  return static_cast<std::int32_t>(offsetof(Cpu, tlb) + bank * sizeof(TlbBank) + member);
+}
+constexpr std::int32_t jump_offset(Bank bank, std::size_t member) {
+  return static_cast<std::int32_t>(offsetof(Cpu, jumps) + bank * sizeof(JumpBank) + member);
+}
+constexpr std::int32_t segment_base(std::uint8_t segment) {
+  return static_cast<std::int32_t>(offsetof(Cpu, segments) + segment * sizeof(Segment) +
+                                   offsetof(Segment, base));
+}
+
+// Whether the interpreter's instruction leaves a block's assumptions (address space, mode, flow) alone.
+bool keeps_flow(const Insn& insn) {
+  switch (insn.op) {
+    case Op::kReadTsc:
+    case Op::kReadTscp:
+    case Op::kCpuid:
+    case Op::kReadMsr:
+    case Op::kMoveString:
+    case Op::kStoreString:
+    case Op::kLoadString:
+    case Op::kScanString:
+    case Op::kCompareString:
+    case Op::kBitTest:
+    case Op::kBitSet:
+    case Op::kBitReset:
+    case Op::kBitComplement:
+    case Op::kPush:
+    case Op::kPop:
+    case Op::kLea:
+    case Op::kEnter:
+    case Op::kLeave:
+    case Op::kClearDirection:
+    case Op::kSetDirection:
+    case Op::kTranslateByte:
+    case Op::kMoveOffset:
+    case Op::kCompareExchange8:
+    case Op::kCompareExchange16:
+    case Op::kReadFsBase:
+    case Op::kReadGsBase:
+    case Op::kMoveFromSegment:
+    case Op::kMoveFromCr:
+    case Op::kNative:
+    case Op::kXsave:
+    case Op::kXsaveOpt:
+    case Op::kLoadMxcsr:
+    case Op::kStoreMxcsr:
+    case Op::kGather:
+    case Op::kMaskMove:
+    case Op::kMaskMoveBytes:
+    case Op::kRandom:
+    case Op::kSwapGs:
+    case Op::kVerifyWrite:
+    case Op::kReadPid:
+    case Op::kFpuEnvironment:
+    case Op::kFpuWait:
+      return true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
+bool BlockEmitter::vector_possible(VectorUse use) const {
+  switch (use) {
+    case VectorUse::kNone:
+      return true;
+    case VectorUse::kX87:
+    case VectorUse::kMmx:
+      return mode_.x87;
+    case VectorUse::kSse:
+      return mode_.sse;
+    case VectorUse::kAvx:
+      return mode_.avx;
+  }
+  return false;
+}
+
+bool BlockEmitter::emit(std::uint32_t page_offset, EmittedBlock& block) {
+  block_ = &block;
+  offset_ = page_offset;
+  // Outer entry: page_address from the linear address, then the inner one.
+  while ((reinterpret_cast<std::uintptr_t>(out_.here()) & 7U) != 0) {
+    out_.byte(0x90);
+  }
+  block.outer_entry = static_cast<std::uint32_t>(out_.size());
+  out_.byte(0x4d);  // lea r14, [r14 + disp32], in its long form
+  out_.byte(0x8d);
+  out_.byte(0xb6);
+  out_.number(-static_cast<std::int32_t>(page_offset));
+  out_.store(kPageAddress, kAddress);
+  out_.byte(0xeb);  // over the way out, which must be near the inner entry
+  const std::size_t over = out_.size() + 1;
+  out_.byte(0);
+  const std::size_t leave = out_.size();
+  block.way_out = static_cast<std::uint32_t>(leave);
+  out_.constant(kAddress, page_offset);
+  out_.jump(stubs_.leave_at);
+  while ((reinterpret_cast<std::uintptr_t>(out_.here()) & 7U) != 0) {
+    out_.byte(0x90);
+  }
+  out_.place_short(over);
+  block.inner_entry = static_cast<std::uint32_t>(out_.size());
+  out_.byte(0x8b);  // mov ecx, [rsp + disp32], in its long form
+  out_.byte(0x8c);
+  out_.byte(0x24);
+  out_.number(kRun);
+  out_.byte(0xe3);  // jrcxz leave
+  out_.byte(static_cast<std::uint8_t>(leave - (out_.size() + 1)));
+
+  Flow flow = Flow::kContinue;
+  while (flow == Flow::kContinue) {
+    if (offset_ >= static_cast<std::int64_t>(4096) || block.instructions >= kMaxInstructions || out_.full()) {
+      jump_to(offset_);
+      break;
+    }
+    Insn insn;
+    const std::span<const std::uint8_t> bytes = fetch_(context_, static_cast<std::uint32_t>(offset_));
+    const DecodeResult decoded = decode(bytes, CodeSize::k64, insn);
+    if (decoded != DecodeResult::kDone) {
+      if (block.instructions == 0) {
+        return false;
+      }
+      // The interpreter takes it from here: it crosses into the next page, or is no instruction.
+      out_.constant(kAddress, static_cast<std::uint64_t>(offset_));
+      out_.jump(stubs_.leave_at);
+      break;
+    }
+    starts_.push_back(out_.size());
+    ++block.instructions;
+    const bool check = check_interrupts_;
+    check_interrupts_ = false;
+    flow = instruction(insn);
+    offset_ += insn.length;
+    if (check && flow == Flow::kContinue) {
+      out_.load(kTemp, kNoInterruptWaits);
+      out_.byte(0xe3);  // jrcxz +2; jmp over
+      out_.byte(2);
+      out_.byte(0xeb);
+      out_.byte(0);
+      const std::size_t skip = out_.size();
+      out_.constant(kAddress, static_cast<std::uint64_t>(offset_));
+      out_.jump(stubs_.leave_at);
+      out_.place_short(skip);
+    }
+  }
+  block.guest_bytes = static_cast<std::uint32_t>(offset_) - page_offset;
+  starts_.push_back(out_.size());
+  // What follows the last instruction, for those that come back after it.
+  if (flow == Flow::kEnd) {
+    out_.constant(kAddress, static_cast<std::uint64_t>(offset_));
+    out_.jump(stubs_.leave_at);
+  }
+  emit_cold();
+  block.size = static_cast<std::uint32_t>(out_.size());
+  return !out_.full();
+}
+
+void BlockEmitter::call_site(std::uint32_t page_offset, std::uint8_t size, std::uint8_t access,
+                             std::int32_t next) {
+  out_.number(static_cast<std::uint16_t>(page_offset));
+  out_.byte(size);
+  out_.byte(access);
+  out_.number(next);
+}
+
+// The linear address of the memory operand into kAddress.
+void BlockEmitter::address(const Insn& insn) {
+  const auto displacement = static_cast<std::int32_t>(insn.displacement);
+  const bool wide = insn.address_size == 8;
+  const auto host = [this](std::uint8_t guest, HostReg scratch) {
+    if (has_home(guest)) {
+      return home_of(guest);
+    }
+    out_.load(scratch, gpr_offset(guest));
+    return scratch;
+  };
+  if (insn.base == kRipBase) {
+    out_.load(kAddress, kPageAddress);
+    out_.lea(kAddress, kAddress, static_cast<std::int32_t>(next_offset(insn)) + displacement, wide);
+  } else if (insn.base == kNoRegister && insn.index == kNoRegister) {
+    out_.constant(kAddress, wide ? static_cast<std::uint64_t>(insn.displacement)
+                                 : static_cast<std::uint32_t>(insn.displacement));
+  } else if (insn.index == kNoRegister) {
+    const HostReg base = host(insn.base, kAddress);
+    if (displacement == 0 && wide) {
+      out_.move(kAddress, base);
+    } else {
+      out_.lea(kAddress, base, displacement, wide);
+    }
+  } else if (insn.base == kNoRegister) {
+    out_.lea_index(kAddress, host(insn.index, kAddend), insn.scale, displacement, wide);
+  } else {
+    const HostReg base = host(insn.base, kAddress);
+    const HostReg index = host(insn.index, kAddend);
+    out_.lea(kAddress, base, index, insn.scale, displacement, wide);
+  }
+  if (insn.segment == kFs || insn.segment == kGs) {
+    out_.load(kAddend, segment_base(insn.segment));
+    out_.lea(kAddress, kAddress, kAddend, 0, 0);
+  }
+}
+
+// Looks kAddress up; kAddend becomes what makes a host address of it. Flags stay.
+void BlockEmitter::probe(std::uint32_t size, bool write) {
+  const Bank bank = mode_.bank;
+  const std::size_t retry = out_.size();
+  out_.extract(kAddend, kAddress, offset32(offsetof(Cpu, tlb_mask)));
+  out_.load_indexed(kTemp, kAddend,
+                    tlb_offset(bank, write ? offsetof(TlbBank, write_tag) : offsetof(TlbBank, read_tag)));
+  out_.lea(kTemp, kTemp, kAddress, 0, static_cast<std::int32_t>(size) - 1);
+  out_.extract(kTemp, kTemp, offset32(offsetof(Cpu, page_mask)));
+  const std::size_t hit = out_.jump_if_temp_zero();
+  const std::size_t miss = out_.jump_later();
+  out_.place_short(hit);
+  out_.load_indexed(kAddend, kAddend, tlb_offset(bank, offsetof(TlbBank, addend)));
+  cold_.push_back({.kind = Cold::Kind::kSlow,
+                   .from = miss,
+                   .back = retry,
+                   .page_offset = static_cast<std::uint32_t>(offset_),
+                   .size = static_cast<std::uint8_t>(size),
+                   .access = static_cast<std::uint8_t>(write ? Access::kWrite : Access::kRead),
+                   .next_mark = starts_.size()});
+}
+
+void BlockEmitter::need_vectors() {
+  if (vectors_here_) {
+    return;
+  }
+  vectors_here_ = true;
+  out_.load(kTemp, offset32(offsetof(Cpu, vectors_away)));
+  const std::size_t here = out_.jump_if_temp_zero();
+  out_.call(stubs_.trampolines.load_vectors);
+  out_.place_short(here);
+}
+
+void BlockEmitter::native(const Insn& insn) {
+  const bool may_fault =
+      insn.vector_use != VectorUse::kNone || insn.op != Op::kNative;  // #XM, #MF, #GP; #DE, alignment
+  if (insn.vector_use != VectorUse::kNone) {
+    need_vectors();
+  }
+  if (insn.memory) {
+    address(insn);
+    probe(insn.memory_size, (insn.rm_access & kWrites) != 0);
+  }
+  const std::size_t begin = out_.size();
+  emit_native(out_, insn, MemoryForm::kAddressAddend);
+  if (may_fault) {
+    block_->fault_sites.push_back({static_cast<std::uint32_t>(begin), static_cast<std::uint32_t>(out_.size()),
+                                   static_cast<std::uint16_t>(offset_)});
+  }
+}
+
+void BlockEmitter::lea(const Insn& insn) {
+  Insn plain = insn;
+  plain.segment = kDs;
+  const bool simple = insn.base < 16 && has_home(insn.base) && has_home(insn.reg) && insn.address_size == 8 &&
+                      insn.index == kNoRegister && insn.operand_size >= 4;
+  if (simple) {
+    out_.lea(home_of(insn.reg), home_of(insn.base), static_cast<std::int32_t>(insn.displacement),
+             insn.operand_size == 8);
+    return;
+  }
+  const bool indexed = insn.base < 16 && insn.index < 16 && has_home(insn.base) && has_home(insn.index) &&
+                       has_home(insn.reg) && insn.address_size == 8 && insn.operand_size >= 4;
+  if (indexed) {
+    out_.lea(home_of(insn.reg), home_of(insn.base), home_of(insn.index), insn.scale,
+             static_cast<std::int32_t>(insn.displacement), insn.operand_size == 8);
+    return;
+  }
+  address(plain);
+  const HostReg to = has_home(insn.reg) ? home_of(insn.reg) : kAddress;
+  if (insn.operand_size == 8) {
+    out_.move(to, kAddress);
+  } else {
+    out_.move32(to, kAddress);
+  }
+  if (!has_home(insn.reg)) {
+    out_.store(gpr_offset(insn.reg), kAddress);
+  }
+}
+
+void BlockEmitter::special(const Insn& insn) {
+  out_.call(stubs_.special);
+  call_site(static_cast<std::uint32_t>(offset_), insn.length, keeps_flow(insn) ? 1 : 0, 0);
+}
+
+BlockEmitter::Flow BlockEmitter::instruction(const Insn& insn) {
+  switch (insn.op) {
+    case Op::kNop:
+      return Flow::kContinue;
+    case Op::kNative:
+      if ((insn.feature != Feature::kBase && !host_features().has(insn.feature)) ||
+          !vector_possible(insn.vector_use)) {
+        special(insn);
+        return Flow::kEnd;
+      }
+      native(insn);
+      return Flow::kContinue;
+    case Op::kDivide:
+    case Op::kDivideSigned:
+      native(insn);
+      return Flow::kContinue;
+    case Op::kCompareExchange16: {
+      Insn exchange = insn;
+      constexpr std::uint16_t kPair = 1U << kRax | 1U << kRdx;
+      exchange.implicit_reads = kPair | 1U << kRbx | 1U << kRcx;
+      exchange.implicit_writes = kPair;
+      exchange.rm_access = kReads | kWrites;
+      exchange.writes_flags = true;
+      native(exchange);
+      return Flow::kContinue;
+    }
+    case Op::kLea:
+      if (insn.operand_size == 2) {
+        special(insn);
+      } else {
+        lea(insn);
+      }
+      return Flow::kContinue;
+    default:
+      return control(insn);
+  }
+}
+
+// A push is under way: kAddress is where it goes, looked up.
+void BlockEmitter::begin_push() {
+  out_.lea(kAddress, home_of(kRsp), -8);
+  probe(8, true);
+}
+void BlockEmitter::push_temp_at_probe() {
+  out_.store_guest(kAddress, kAddend, kTemp);
+  out_.lea(home_of(kRsp), home_of(kRsp), -8);
+}
+
+BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
+  switch (insn.op) {
+    case Op::kPush:
+      if (insn.memory || insn.operand_size != 8) {
+        special(insn);
+        return Flow::kContinue;
+      }
+      begin_push();
+      if (has_home(insn.rm)) {
+        out_.store_guest(kAddress, kAddend, home_of(insn.rm));
+        out_.lea(home_of(kRsp), home_of(kRsp), -8);
+      } else {
+        out_.load(kTemp, gpr_offset(insn.rm));
+        push_temp_at_probe();
+      }
+      return Flow::kContinue;
+    case Op::kPushImm:
+      if (insn.operand_size != 8) {
+        special(insn);
+        return Flow::kEnd;
+      }
+      begin_push();
+      out_.constant(kTemp, insn.immediate);
+      push_temp_at_probe();
+      return Flow::kContinue;
+    case Op::kPop:
+      if (insn.memory || insn.operand_size != 8) {
+        special(insn);
+        return Flow::kContinue;
+      }
+      out_.move(kAddress, home_of(kRsp));
+      probe(8, false);
+      out_.load_guest(kTemp, kAddress, kAddend);
+      out_.lea(home_of(kRsp), home_of(kRsp), 8);
+      if (has_home(insn.rm)) {
+        out_.move(home_of(insn.rm), kTemp);
+      } else {
+        out_.store(gpr_offset(insn.rm), kTemp);
+      }
+      return Flow::kContinue;
+    case Op::kLeave:
+      if (insn.operand_size != 8) {
+        special(insn);
+        return Flow::kContinue;
+      }
+      out_.move(kAddress, home_of(kRbp));
+      probe(8, false);
+      out_.load_guest(kTemp, kAddress, kAddend);
+      out_.lea(home_of(kRsp), kAddress, 8);
+      out_.move(home_of(kRbp), kTemp);
+      return Flow::kContinue;
+    case Op::kPushFlags:
+      if (insn.operand_size != 8) {
+        special(insn);
+        return Flow::kEnd;
+      }
+      begin_push();
+      out_.lea(kAddress, kAddress, kAddend, 0, 0);
+      out_.byte(0x9c);  // pushfq; pop rcx: arithmetic flags, the host's IF, and bit 1
+      out_.byte(0x59);
+      out_.load(kAddend, kOtherFlags);
+      out_.lea(kTemp, kTemp, kAddend, 0, -0x202);
+      out_.load(kAddend, kInterruptFlag);
+      out_.lea(kTemp, kTemp, kAddend, 0, 0);
+      out_.rex(true, kTemp, kAddress);  // mov [kAddress], rcx
+      out_.byte(0x89);
+      out_.memory(Emitter::low(kTemp), kAddress, 0);
+      out_.lea(home_of(kRsp), home_of(kRsp), -8);
+      return Flow::kContinue;
+    case Op::kClearInterrupt:
+      if (mode_.bank == kUserBank) {
+        special(insn);
+        return Flow::kEnd;
+      }
+      out_.store_constant(kInterruptFlag, 0);
+      return Flow::kContinue;
+    case Op::kSetInterrupt:
+      if (mode_.bank == kUserBank) {
+        special(insn);
+        return Flow::kEnd;
+      }
+      out_.store_constant(kInterruptFlag, static_cast<std::int32_t>(flag::kIf));
+      check_interrupts_ = true;
+      return Flow::kContinue;
+    case Op::kCall:
+    case Op::kCallIndirect:
+    case Op::kReturn:
+    case Op::kReturnImm:
+    case Op::kJump:
+    case Op::kJumpIndirect:
+    case Op::kJumpIf:
+    case Op::kLoop:
+    case Op::kJumpRcxZero:
+      break;
+    default:
+      special(insn);
+      return keeps_flow(insn) ? Flow::kContinue : Flow::kEnd;
+  }
+
+  switch (insn.op) {
+    case Op::kCall:
+      begin_push();
+      out_.load(kTemp, kPageAddress);
+      out_.lea(kTemp, kTemp, static_cast<std::int32_t>(next_offset(insn)));
+      push_temp_at_probe();
+      jump_to(branch_target(insn));
+      return Flow::kEnd;
+    case Op::kCallIndirect:
+    case Op::kJumpIndirect:
+      if (insn.memory) {
+        address(insn);
+        probe(8, false);
+        out_.load_guest(kAddress, kAddress, kAddend);
+      } else if (has_home(insn.rm)) {
+        out_.move(kAddress, home_of(insn.rm));
+      } else {
+        out_.load(kAddress, gpr_offset(insn.rm));
+      }
+      if (insn.op == Op::kCallIndirect) {
+        out_.store(kScratch, kAddress);
+        begin_push();
+        out_.load(kTemp, kPageAddress);
+        out_.lea(kTemp, kTemp, static_cast<std::int32_t>(next_offset(insn)));
+        push_temp_at_probe();
+        out_.load(kAddress, kScratch);
+      }
+      indirect();
+      return Flow::kEnd;
+    case Op::kReturn:
+    case Op::kReturnImm:
+      out_.move(kAddress, home_of(kRsp));
+      probe(8, false);
+      out_.load_guest(kAddress, kAddress, kAddend);
+      out_.lea(home_of(kRsp), home_of(kRsp),
+               8 + (insn.op == Op::kReturnImm ? static_cast<std::int32_t>(insn.immediate) : 0));
+      indirect();
+      return Flow::kEnd;
+    case Op::kJump:
+      jump_to(branch_target(insn));
+      return Flow::kEnd;
+    default:
+      conditional(insn);
+      return Flow::kContinue;
+  }
+}
+
+// Jcc, LOOP and JRCXZ: the way taken leads out of line, the other goes on.
+void BlockEmitter::conditional(const Insn& insn) {
+  if (insn.op == Op::kJumpIf) {
+    align_jump(2);
+    branch_link(out_.jump_if_later(insn.opcode & 0xfU), branch_target(insn));
+    return;
+  }
+  const bool wide = insn.address_size == 8;
+  if (insn.op == Op::kLoop) {
+    out_.lea(home_of(kRcx), home_of(kRcx), -1, wide);
+  }
+  if (wide) {
+    out_.move(kTemp, home_of(kRcx));
+  } else {
+    out_.move32(kTemp, home_of(kRcx));
+  }
+  const std::size_t zero = out_.jump_if_temp_zero();
+  if (insn.op == Op::kLoop) {
+    align_jump(1);
+    branch_link(out_.jump_later(), branch_target(insn));
+    out_.place_short(zero);
+    return;
+  }
+  out_.byte(0xeb);
+  out_.byte(0);
+  const std::size_t over = out_.size();
+  out_.place_short(zero);
+  align_jump(1);
+  branch_link(out_.jump_later(), branch_target(insn));
+  out_.place_short(over);
+}
+
+// Pads so that the displacement of the jump that follows can be replaced by one store.
+void BlockEmitter::align_jump(unsigned bytes_before_displacement) {
+  while (((reinterpret_cast<std::uintptr_t>(out_.here()) + bytes_before_displacement) & 3U) != 0) {
+    out_.byte(0x90);
+  }
+}
+
+void BlockEmitter::branch_link(std::size_t from, std::int64_t target_offset) {
+  const bool near = target_offset >= 0 && target_offset < 4096;
+  cold_.push_back({.kind = near ? Cold::Kind::kLink : Cold::Kind::kFarJump,
+                   .from = from,
+                   .page_offset = near ? static_cast<std::uint32_t>(target_offset) : 0,
+                   .target = target_offset});
+}
+
+void BlockEmitter::jump_to(std::int64_t target_offset) {
+  if (target_offset >= 0 && target_offset < 4096) {
+    align_jump(1);
+    branch_link(out_.jump_later(), target_offset);
+    return;
+  }
+  out_.load(kAddress, kPageAddress);
+  out_.lea(kAddress, kAddress, static_cast<std::int32_t>(target_offset));
+  indirect();
+}
+
+// Goes on at the linear address in kAddress.
+void BlockEmitter::indirect() {
+  out_.extract(kAddend, kAddress, offset32(offsetof(Cpu, jump_mask)));
+  out_.load_indexed(kTemp, kAddend, jump_offset(mode_.bank, offsetof(JumpBank, tag)));
+  out_.lea(kTemp, kTemp, kAddress, 0, 0);
+  const std::size_t hit = out_.jump_if_temp_zero();
+  out_.jump(stubs_.miss);
+  out_.place_short(hit);
+  out_.jump_indexed(kAddend, jump_offset(mode_.bank, offsetof(JumpBank, code)));
+}
+
+void BlockEmitter::emit_cold() {
+  for (std::size_t i = 0; i < cold_.size(); ++i) {
+    const Cold cold = cold_[i];
+    out_.place(cold.from);
+    switch (cold.kind) {
+      case Cold::Kind::kSlow: {
+        out_.call(stubs_.slow);
+        const auto here = static_cast<std::int64_t>(out_.size());
+        call_site(cold.page_offset, cold.size, cold.access,
+                  static_cast<std::int32_t>(static_cast<std::int64_t>(starts_[cold.next_mark]) - here));
+        const auto back = static_cast<std::int64_t>(cold.back) - static_cast<std::int64_t>(out_.size());
+        out_.jump(out_.here() + back);
+        break;
+      }
+      case Cold::Kind::kLink: {
+        out_.call(stubs_.link);
+        const auto here = static_cast<std::int64_t>(out_.size());
+        call_site(cold.page_offset, 0, 0,
+                  static_cast<std::int32_t>(static_cast<std::int64_t>(cold.from) - 4 - here));
+        break;
+      }
+      case Cold::Kind::kFarJump:
+        out_.load(kAddress, kPageAddress);
+        out_.lea(kAddress, kAddress, static_cast<std::int32_t>(cold.target));
+        indirect();
+        break;
+      case Cold::Kind::kLeave:
+        break;
+    }
+  }
+}
+
+}  // namespace wisp::soft

@@ -1,0 +1,164 @@
+#include "hypervisor/soft/physical_memory.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+namespace wisp::soft {
+namespace {
+
+// Zeroed, and without host memory until it is touched.
+Result<std::shared_ptr<PageInfo[]>> make_page_infos(
+    std::uint64_t pages) {  // NOLINT(modernize-avoid-c-arrays)
+  const std::size_t bytes = pages * sizeof(PageInfo);
+  void* memory =
+      ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) {
+    return fail_errno(errno, "cannot map {} bytes to note which pages of guest RAM hold code", bytes);
+  }
+  return std::shared_ptr<PageInfo[]>(  // NOLINT(modernize-avoid-c-arrays)
+      static_cast<PageInfo*>(memory), [bytes](PageInfo* infos) { ::munmap(infos, bytes); });
+}
+
+}  // namespace
+
+PhysicalMemory::PhysicalMemory() {
+  tables_.push_back(std::make_unique<Table>());
+  table_ = tables_.back().get();
+}
+PhysicalMemory::~PhysicalMemory() = default;
+
+PhysicalPage PhysicalMemory::find(std::uint64_t gpa) const {
+  for (const Range& range : table_.load(std::memory_order_acquire)->ranges) {
+    const std::uint64_t offset = gpa - range.gpa;
+    if (offset < range.size) {
+      const std::uint64_t page = offset / kPageSize;
+      return {.host = range.host + page * kPageSize,
+              .writable = range.writable,
+              .info = range.info ? range.info.get() + page : nullptr};
+    }
+  }
+  return {};
+}
+
+void PhysicalMemory::written(const PhysicalPage& page, std::uint64_t gpa, std::uint32_t size) {
+  PageInfo& info = *page.info;
+  if (dirty_log()) {
+    info.dirty.store(1, std::memory_order_relaxed);
+  }
+  std::uint64_t lines = info.code_lines.load(std::memory_order_seq_cst);
+  if (lines == 0) {
+    return;
+  }
+  const std::uint64_t first = (gpa & kPageOffset) / 64;
+  const std::uint64_t last = std::min<std::uint64_t>(((gpa & kPageOffset) + size - 1) / 64, 63);
+  const std::uint64_t touched = (~0ULL >> (63 - last)) & (~0ULL << first);
+  if ((lines & touched) == 0) {
+    return;
+  }
+  info.version.fetch_add(1, std::memory_order_acq_rel);
+  if (watcher_ != nullptr) {
+    watcher_->code_written(gpa, size);
+  }
+}
+
+void PhysicalMemory::set_dirty_log(bool on) {
+  dirty_log_.store(on, std::memory_order_seq_cst);
+  if (on) {
+    for (const Range& range : table_.load(std::memory_order_acquire)->ranges) {
+      for (std::uint64_t page = 0; range.info && page < range.size / kPageSize; ++page) {
+        if (range.info.get()[page].dirty.load(std::memory_order_relaxed) != 0) {
+          range.info.get()[page].dirty.store(0, std::memory_order_relaxed);
+        }
+      }
+    }
+  }
+  if (changed_) {
+    changed_();
+  }
+}
+
+Result<std::vector<std::uint64_t>> PhysicalMemory::take_dirty_log(std::uint64_t gpa) {
+  for (const Range& range : table_.load(std::memory_order_acquire)->ranges) {
+    if (range.gpa != gpa || !range.info) {
+      continue;
+    }
+    const std::uint64_t pages = range.size / kPageSize;
+    std::vector<std::uint64_t> bits((pages + 63) / 64);
+    for (std::uint64_t page = 0; page < pages; ++page) {
+      std::atomic<std::uint32_t>& dirty = range.info.get()[page].dirty;
+      if (dirty.load(std::memory_order_relaxed) != 0 && dirty.exchange(0, std::memory_order_seq_cst) != 0) {
+        bits[page / 64] |= 1ULL << (page % 64);
+      }
+    }
+    // A write that still goes through an in-line entry belongs to a page that is in `bits`, and comes before
+    // this returns.
+    if (changed_) {
+      changed_();
+    }
+    return bits;
+  }
+  return fail("no RAM starts at guest address {:#x}", gpa);
+}
+
+int PhysicalMemory::doorbell(std::uint64_t address, std::span<const std::uint8_t> data) const {
+  std::uint64_t value = 0;
+  std::memcpy(&value, data.data(), std::min(data.size(), sizeof value));
+  for (const Bell& bell : table_.load(std::memory_order_acquire)->bells) {
+    if (bell.address == address && (bell.size == 0 || bell.size == data.size()) &&
+        (!bell.value || *bell.value == value)) {
+      return bell.fd;
+    }
+  }
+  return -1;
+}
+
+void PhysicalMemory::publish(std::unique_ptr<Table> table) {
+  table_.store(table.get(), std::memory_order_release);
+  tables_.push_back(std::move(table));
+  if (changed_) {
+    changed_();
+  }
+}
+
+Result<void> PhysicalMemory::range_added(const FlatRange& range) {
+  auto table = std::make_unique<Table>(*table_.load(std::memory_order_acquire));
+  if (range.kind == RegionKind::kIo) {
+    if (range.events.empty()) {
+      return {};
+    }
+    for (const IoEvent& event : range.events) {
+      table->bells.push_back(
+          {.address = range.start + event.offset, .size = event.size, .value = event.value, .fd = event.fd});
+    }
+  } else {
+    const std::uint64_t skip = (kPageSize - (range.start & kPageOffset)) & kPageOffset;
+    const std::uint64_t size = range.size > skip ? (range.size - skip) & ~kPageOffset : 0;
+    if (size == 0) {
+      return {};  // not one whole page: reached by way of the machine
+    }
+    Range added{.gpa = range.start + skip,
+                .size = size,
+                .host = range.host + skip,
+                .writable = range.kind == RegionKind::kRam};
+    WISP_ASSIGN(added.info, make_page_infos(size / kPageSize));
+    table->ranges.push_back(std::move(added));
+    std::ranges::sort(table->ranges, std::greater{}, &Range::size);  // the likeliest first
+  }
+  publish(std::move(table));
+  return {};
+}
+
+void PhysicalMemory::range_removed(const FlatRange& range) {
+  auto table = std::make_unique<Table>(*table_.load(std::memory_order_acquire));
+  const auto inside = [&range](std::uint64_t address) {
+    return address >= range.start && address - range.start < range.size;
+  };
+  std::erase_if(table->ranges, [&](const Range& known) { return inside(known.gpa); });
+  std::erase_if(table->bells, [&](const Bell& bell) { return inside(bell.address); });
+  publish(std::move(table));
+}
+
+}  // namespace wisp::soft

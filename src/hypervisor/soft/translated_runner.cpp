@@ -1,0 +1,196 @@
+#include <fmt/format.h>
+
+#include <cstdlib>
+
+#include "hypervisor/soft/shared_code.h"
+#include "hypervisor/soft/stepper.h"
+#include "hypervisor/soft/translator.h"
+
+namespace wisp::soft {
+namespace {
+
+TranslatedRunner& runner_of(Cpu* cpu) {
+  return *static_cast<TranslatedRunner*>(cpu->runner);
+}
+const std::uint8_t* after(const CallSite& site) {
+  return reinterpret_cast<const std::uint8_t*>(&site) + sizeof site;
+}
+
+}  // namespace
+
+TranslatedRunner::TranslatedRunner(Core core, SharedCode& shared, Stepper& stepper)
+    : core_(core), shared_(shared), translator_(*shared.translator()), stepper_(stepper) {
+  core_.cpu.runner = this;
+}
+
+TranslatedRunner::~TranslatedRunner() {
+  core_.cpu.runner = nullptr;
+}
+
+bool TranslatedRunner::ready() const {
+  const Cpu& cpu = core_.cpu;
+  return cpu.code64() && (cpu.cpl == 0 || cpu.cpl == 3) && (cpu.other_flags & (flag::kTf | flag::kRf)) == 0 &&
+         (cpu.dr7 & 0xff) == 0 && cpu.interrupt_shadow == 0;
+}
+
+BlockMode TranslatedRunner::mode() const {
+  const Cpu& cpu = core_.cpu;
+  const bool usable = (cpu.cr0 & (cr0::kEm | cr0::kTs)) == 0;
+  const bool sse = usable && (cpu.cr4 & cr4::kOsfxsr) != 0;
+  return {.bank = cpu.bank(),
+          .x87 = usable,
+          .sse = sse,
+          .avx = usable && (cpu.cr4 & cr4::kOsxsave) != 0 && (cpu.xcr0 & 6) == 6};
+}
+
+bool TranslatedRunner::attention() const {
+  const Cpu& cpu = core_.cpu;
+  return cpu.run.load(std::memory_order_relaxed) == 0 ||
+         (cpu.no_interrupt_waits == 0 && cpu.interrupt_flag != 0) || cpu.io.write_count != 0;
+}
+
+TranslatedBlock TranslatedRunner::block_at(std::uint64_t linear, Translation& where) {
+  if (!canonical(linear) || !core_.mmu.translate(linear, Access::kExecute, As::kCode, where) || !where.page ||
+      where.page.info == nullptr) {
+    return {};
+  }
+  return translator_.find(where, mode(), core_.cpu, core_.mmu);
+}
+
+Outcome TranslatedRunner::run() {
+  Cpu& cpu = core_.cpu;
+  Translation where;
+  generation_ = translator_.generation();
+  const TranslatedBlock block = block_at(cpu.rip, where);
+  if (block.inner == nullptr) {
+    return stepper_.step();
+  }
+  cpu.page_address = cpu.rip & ~kPageOffset;
+  outcome_ = Outcome::kNext;
+  const std::uint64_t result = enter_code(translator_.stubs().trampolines, cpu, block.inner);
+  if (result < kHostFault) [[likely]] {
+    return outcome_;
+  }
+  const auto offset = translator_.page_offset_of(cpu.scratch[2]);
+  if (!offset) {
+    fmt::print(stderr, "wisp: exception {} in generated code at {:#x}, which no guest instruction explains\n",
+               result - kHostFault, cpu.scratch[2]);
+    std::abort();
+  }
+  cpu.rip = cpu.page_address + *offset;
+  const auto vector = static_cast<std::uint8_t>(result - kHostFault);
+  if (vector == vec::kGp) {
+    (void)cpu.raise(vec::kGp, 0);
+  } else {
+    (void)cpu.raise(vector);
+  }
+  return Outcome::kFault;
+}
+
+const std::uint8_t* TranslatedRunner::leave(Outcome outcome) {
+  outcome_ = outcome;
+  return translator_.stubs().out;
+}
+
+// On at cpu.rip, in whatever block that is.
+const std::uint8_t* TranslatedRunner::go_on() {
+  Cpu& cpu = core_.cpu;
+  if (attention() || !ready() || translator_.generation() != generation_) {
+    return leave(Outcome::kNext);
+  }
+  Translation where;
+  const TranslatedBlock block = block_at(cpu.rip, where);
+  if (block.outer == nullptr || translator_.generation() != generation_) {
+    return leave(Outcome::kNext);
+  }
+  cpu.scratch[1] = cpu.rip;
+  JumpBank& jumps = cpu.jumps[cpu.bank()];
+  const std::size_t index = jump_index(cpu.rip);
+  jumps.tag[index] = -cpu.rip;
+  jumps.code[index] = reinterpret_cast<std::uint64_t>(block.outer);
+  core_.mmu.note_jump(cpu.bank(), index, where.global);
+  return block.outer;
+}
+
+// Lets the interpreter run the instruction at cpu.rip; `resume` is the code of the one behind it.
+const std::uint8_t* TranslatedRunner::interpret(const std::uint8_t* resume, bool keep_flow,
+                                                bool vectors_away) {
+  Cpu& cpu = core_.cpu;
+  const std::uint64_t kills = translator_.kills();
+  const std::uint64_t rip = cpu.rip;
+  const BlockMode before = mode();
+  const Outcome outcome = stepper_.step();
+  if (outcome != Outcome::kNext && outcome != Outcome::kJump) {
+    return leave(outcome);
+  }
+  const bool here = keep_flow && outcome == Outcome::kNext && cpu.rip == rip + stepper_.last().length;
+  if (here && !attention() && translator_.kills() == kills && translator_.generation() == generation_ &&
+      cpu.interrupt_shadow == 0 && mode().key() == before.key() && ready()) {
+    cpu.scratch[2] = vectors_away ? 1 : 0;
+    return resume;
+  }
+  return go_on();
+}
+
+const std::uint8_t* TranslatedRunner::slow(const CallSite& site, std::uint64_t linear, bool vectors_away) {
+  Cpu& cpu = core_.cpu;
+  cpu.rip = cpu.page_address + site.page_offset;
+  if (core_.mmu.fill(linear, site.size, static_cast<Access>(site.access)) &&
+      translator_.generation() == generation_) {
+    cpu.scratch[1] = linear;
+    cpu.scratch[2] = vectors_away ? 1 : 0;
+    return after(site);
+  }
+  const auto* resume = reinterpret_cast<const std::uint8_t*>(&site) + site.next;
+  return interpret(resume, true, vectors_away);
+}
+
+const std::uint8_t* TranslatedRunner::special(const CallSite& site, bool vectors_away) {
+  Cpu& cpu = core_.cpu;
+  cpu.rip = cpu.page_address + site.page_offset;
+  return interpret(after(site), site.access != 0, vectors_away);
+}
+
+const std::uint8_t* TranslatedRunner::link(const CallSite& site) {
+  Cpu& cpu = core_.cpu;
+  cpu.rip = cpu.page_address + site.page_offset;
+  if (attention() || translator_.generation() != generation_) {
+    return leave(Outcome::kNext);
+  }
+  Translation where;
+  const TranslatedBlock block = block_at(cpu.rip, where);
+  if (block.outer == nullptr || translator_.generation() != generation_) {
+    return leave(Outcome::kNext);
+  }
+  translator_.link(reinterpret_cast<const std::uint8_t*>(&site) + site.next, where, mode());
+  cpu.scratch[1] = cpu.rip;
+  return block.outer;
+}
+
+const std::uint8_t* TranslatedRunner::miss(std::uint64_t linear) {
+  core_.cpu.rip = linear;
+  return go_on();
+}
+
+const std::uint8_t* RunnerCalls::slow(Cpu* cpu, const CallSite* site, std::uint64_t linear,
+                                      std::uint64_t vectors_away) {
+  cpu->scratch[2] = 1;
+  return runner_of(cpu).slow(*site, linear, vectors_away != 0);
+}
+const std::uint8_t* RunnerCalls::special(Cpu* cpu, const CallSite* site, std::uint64_t /*linear*/,
+                                         std::uint64_t vectors_away) {
+  cpu->scratch[2] = 1;
+  return runner_of(cpu).special(*site, vectors_away != 0);
+}
+const std::uint8_t* RunnerCalls::link(Cpu* cpu, const CallSite* site, std::uint64_t /*linear*/,
+                                      std::uint64_t /*vectors_away*/) {
+  cpu->scratch[2] = 1;
+  return runner_of(cpu).link(*site);
+}
+const std::uint8_t* RunnerCalls::miss(Cpu* cpu, const CallSite* /*site*/, std::uint64_t linear,
+                                      std::uint64_t /*vectors_away*/) {
+  cpu->scratch[2] = 1;
+  return runner_of(cpu).miss(linear);
+}
+
+}  // namespace wisp::soft
