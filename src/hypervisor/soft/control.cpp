@@ -111,8 +111,8 @@ Outcome far_transfer(Core& core, const Insn& insn) {
 
 Outcome push_operand(Core& core, const Insn& insn) {
   std::uint64_t value = 0;
-  return done(core, operand::load(core, insn, insn.operand_size, value) &&
-                        push(core, value, insn.operand_size));
+  return done(core,
+              operand::load(core, insn, insn.operand_size, value) && push(core, value, insn.operand_size));
 }
 
 Outcome pop_operand(Core& core, const Insn& insn) {
@@ -445,8 +445,9 @@ Outcome execute_control(Core& core, const Insn& insn) {
       return near_return(core, insn);
     case Op::kReturnFar:
     case Op::kReturnFarImm:
-      return far_return(core, insn.operand_size,
-                        insn.op == Op::kReturnFarImm ? static_cast<std::uint32_t>(insn.immediate & 0xffff) : 0);
+      return far_return(
+          core, insn.operand_size,
+          insn.op == Op::kReturnFarImm ? static_cast<std::uint32_t>(insn.immediate & 0xffff) : 0);
     case Op::kCallFar:
     case Op::kCallFarIndirect:
     case Op::kJumpFar:

@@ -42,8 +42,7 @@ bool peek(Core& core, std::uint32_t depth_bytes, std::uint64_t& value, std::uint
   const std::uint64_t offset = (cpu.gpr[kRsp] + depth_bytes) & stack_mask(cpu);
   std::uint64_t linear = 0;
   value = 0;
-  return linear_address(cpu, kSs, offset, size, Access::kRead, linear) &&
-         core.mmu.read(linear, &value, size);
+  return linear_address(cpu, kSs, offset, size, Access::kRead, linear) && core.mmu.read(linear, &value, size);
 }
 
 }  // namespace wisp::soft
