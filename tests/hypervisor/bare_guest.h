@@ -63,7 +63,7 @@ class BareGuest {
  public:
   static constexpr std::uint64_t kRamSize = 1 << 20;
 
-  BareGuest(std::unique_ptr<Hypervisor> hypervisor, const VmOptions& options, bool with_ram)
+  BareGuest(std::unique_ptr<Hypervisor> hypervisor, const VmOptions& options = {}, bool with_ram = true)
       : hypervisor_(std::move(hypervisor)), vm_(must(hypervisor_->create_vm(options))), ram_(kRamSize) {
     if (with_ram) {
       must(vm_->memory_listener().range_added(ram_range()));

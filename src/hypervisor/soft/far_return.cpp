@@ -160,7 +160,10 @@ Outcome return_to_virtual_8086(Core& core, const Popped& popped) {
 
 Outcome interrupt_return(Core& core, std::uint32_t operand_size) {
   Cpu& cpu = core.cpu;
-  cpu.nmi_masked = false;  // even where IRET itself faults
+  if (cpu.nmi_masked) {
+    cpu.nmi_masked = false;                       // even where IRET itself faults
+    cpu.run.store(0, std::memory_order_relaxed);  // another may wait
+  }
   if (!cpu.protected_mode() || cpu.virtual_8086()) {
     return real_mode_interrupt_return(core, operand_size);
   }

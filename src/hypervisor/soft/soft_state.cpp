@@ -121,6 +121,23 @@ bool canonical_address(std::uint64_t linear) {
   return static_cast<std::uint64_t>(static_cast<std::int64_t>(linear << 16) >> 16) == linear;
 }
 
+// Memory types: uncached, write-combining, write-through, write-protected, write-back; in the PAT also UC-.
+bool memory_type(std::uint64_t type, bool pat) {
+  return type == 0 || type == 1 || (type >= 4 && type <= 6) || (pat && type == 7);
+}
+
+bool all_memory_types(std::uint64_t value, bool pat) {
+  for (unsigned shift = 0; shift < 64; shift += 8) {
+    if (!memory_type(value >> shift & 0xff, pat)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+constexpr std::uint32_t kPat = 0x277;
+constexpr std::uint32_t kMtrrDefault = 0x2ff;
+
 bool holds_address(std::uint32_t index) {
   return index == 0x175 || index == 0x176 || index == 0xc0000082 || index == 0xc0000083 ||
          index == 0xc0000102;
@@ -216,10 +233,15 @@ Result<void> set_xsave(Cpu& cpu, std::span<const std::uint8_t> area, std::uint64
   if (load_le<std::uint64_t>(area.data() + kXsaveHeader + 8) != 0) {
     return fail("saved CPU state has a compacted XSAVE area; only the standard format is loaded");
   }
+  if (area.size() > kXsaveSize &&
+      std::ranges::any_of(area.subspan(kXsaveSize), [](std::uint8_t byte) { return byte != 0; })) {
+    return fail("saved CPU state has an XSAVE area of {} bytes in use; the software CPU's has {}",
+                area.size(), kXsaveSize);
+  }
   const auto components = load_le<std::uint64_t>(area.data() + kXsaveHeader);
   if ((components & ~allowed) != 0) {
     return fail(
-        "saved CPU state uses vector state (XSAVE components {:#x}) that this CPU does not have; load it "
+        "saved CPU state uses vector registers (XSAVE components {:#x}) that this CPU does not have; load it "
         "with "
         "the engine or on a host that has it",
         components & ~allowed);
@@ -272,17 +294,28 @@ std::vector<CpuMsr> msrs_of(const Cpu& cpu) {
 MsrLoad load_msr(Cpu& cpu, const CpuMsr& entry) {
   if (const auto field = std::ranges::find(kFields, entry.index, &Field::index); field != kFields.end()) {
     if ((entry.value & ~field->bits) != 0 ||
-        (holds_address(entry.index) && !canonical_address(entry.value))) {
+        (holds_address(entry.index) && !canonical_address(entry.value)) ||
+        (entry.index == kPat && !all_memory_types(entry.value, true)) ||
+        (entry.index == kMtrrDefault && !memory_type(entry.value & 0xff, false))) {
       return MsrLoad::kUnknown;
     }
     cpu.msr.*field->field = entry.value;
     return MsrLoad::kTaken;
   }
   if (entry.index >= kMtrrVariable && entry.index - kMtrrVariable < cpu.msr.mtrr_variable.size()) {
+    const bool base = (entry.index & 1) == 0;
+    const std::uint64_t holes = base ? 0xf00ULL : 0x7ffULL;
+    if (entry.value >> kPhysicalBits != 0 || (entry.value & holes) != 0 ||
+        (base && !memory_type(entry.value & 0xff, false))) {
+      return MsrLoad::kUnknown;
+    }
     cpu.msr.mtrr_variable[entry.index - kMtrrVariable] = entry.value;
     return MsrLoad::kTaken;
   }
   if (const auto fixed = std::ranges::find(kMtrrFixed, entry.index); fixed != kMtrrFixed.end()) {
+    if (!all_memory_types(entry.value, false)) {
+      return MsrLoad::kUnknown;
+    }
     cpu.msr.mtrr_fixed[static_cast<std::size_t>(fixed - kMtrrFixed.begin())] = entry.value;
     return MsrLoad::kTaken;
   }

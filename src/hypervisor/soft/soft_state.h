@@ -33,7 +33,7 @@ void set_regs(Cpu& cpu, const CpuRegs& regs);
 enum class MsrLoad : std::uint8_t {
   kTaken,
   kPassedOver,  // says something about the machine that this CPU tells in its own way
-  kUnknown,
+  kUnknown,     // no such MSR, or no such value
 };
 [[nodiscard]] MsrLoad load_msr(Cpu& cpu, const CpuMsr& entry);
 

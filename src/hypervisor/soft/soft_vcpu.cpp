@@ -60,6 +60,7 @@ void SoftVcpu::pic_changed() {
 Exit SoftVcpu::access_exit(IoState::Access& access) {
   const std::span<std::uint8_t> data(access.data.data(), access.size);
   const auto port = static_cast<std::uint16_t>(access.address);
+  access_pending_ = true;
   switch (access.kind) {
     case IoState::Kind::kPortRead:
       return PortReadExit{.port = port, .data = data};
@@ -76,6 +77,7 @@ Exit SoftVcpu::access_exit(IoState::Access& access) {
 // Takes in what the machine put into cpu.io.wanted.
 void SoftVcpu::take_answer() {
   IoState& io = cpu().io;
+  access_pending_ = false;
   if (read_asked_) {
     read_asked_ = false;
     io.waiting = false;

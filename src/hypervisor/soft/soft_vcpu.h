@@ -141,6 +141,7 @@ class SoftVcpu final : public Vcpu, private Environment, private EngineMmio {
   bool clock_unpublished_ = false;  // a state was loaded: the guest's copy of the clock is old
   std::uint32_t writes_told_ = 0;   // of cpu.io.writes
   bool read_asked_ = false;         // cpu.io.wanted went out as an exit
+  bool access_pending_ = false;     // the last exit was an access, and run() was not called again
   // An event of a loaded state that was on its way into the guest.
   struct LoadedEvent {
     Fault fault{};

@@ -70,7 +70,7 @@ Result<void> SoftVcpu::set_up() {
 
 Result<void> SoftVcpu::check_no_access_pending() {
   const IoState& io = cpu().io;
-  if (read_asked_ || io.waiting || io.answer_count != 0 || writes_told_ < io.write_count) {
+  if (access_pending_ || io.waiting || io.answer_count != 0 || writes_told_ < io.write_count) {
     return fail("vCPU {} waits for a port or MMIO access to be completed; kick it and run it once more",
                 config_.index);
   }
@@ -225,7 +225,7 @@ Result<void> SoftVcpu::load_msrs(const std::vector<CpuMsr>& msrs) {
   }
   for (const CpuMsr& entry : msrs) {
     if (!handled_apart(entry.index) && load_msr(cpu(), entry) == MsrLoad::kUnknown) {
-      return fail("saved CPU state holds MSR {:#x} = {:#x}, which the software CPU does not have",
+      return fail("saved CPU state holds MSR {:#x} = {:#x}, which the software CPU does not take",
                   entry.index, entry.value);
     }
   }

@@ -153,6 +153,12 @@ Result<void> SoftVm::set_dirty_log(bool on) {
 }
 
 Result<std::vector<std::uint64_t>> SoftVm::take_dirty_log(Gpa gpa) {
+  if (!memory_.dirty_log()) {
+    return fail("the dirty log is off");
+  }
+  if (!listener_.is_ram(gpa)) {
+    return fail("no RAM starts at guest address {:#x}", gpa);
+  }
   return memory_.take_dirty_log(gpa);
 }
 

@@ -10,6 +10,7 @@
 
 #include "hypervisor/hypervisor.h"
 #include "hypervisor/soft/soft_hypervisor.h"
+#include "hypervisor/soft/soft_memory.h"
 #include "hypervisor/soft/soft_vcpu.h"
 
 namespace wisp::soft {
@@ -40,7 +41,7 @@ class SoftVm final : public Vm {
   ~SoftVm() override;
 
   [[nodiscard]] Result<std::unique_ptr<Vcpu>> create_vcpu(std::uint32_t id) override;
-  [[nodiscard]] AddressSpaceListener& memory_listener() override { return memory_; }
+  [[nodiscard]] AddressSpaceListener& memory_listener() override { return listener_; }
   [[nodiscard]] AddressSpaceListener& port_listener() override { return ports_; }
   [[nodiscard]] Result<std::unique_ptr<IrqLine>> irq_line(std::uint32_t gsi) override;
   [[nodiscard]] Result<std::unique_ptr<IrqLine>> msi_line(const MsiMessage& message) override;
@@ -66,6 +67,7 @@ class SoftVm final : public Vm {
   Notes notes_;
   TscStep tsc_step_;
   PhysicalMemory memory_;
+  MemoryListener listener_{memory_};
   PortListener ports_;
   Requests requests_;
   std::unique_ptr<ServiceThread> service_;

@@ -4,19 +4,20 @@
 #include <set>
 #include <thread>
 
-#include "hypervisor/kvm_guest.h"
+#include "hypervisor/engine_test.h"
 
 namespace wisp {
 namespace {
 
-using KvmSmp = KvmTest;
+using EngineSmp = EngineTest;
+WISP_FOR_EACH_ENGINE(EngineSmp);
 
-TEST_F(KvmSmp, EightCpusStartByInitAndSipi) {
+TEST_P(EngineSmp, EightCpusStartByInitAndSipi) {
   constexpr std::uint32_t kCpus = 8;
   VmOptions options;
   options.max_vcpus = kCpus;
   options.topology = {.sockets = 2, .dies = 1, .clusters = 1, .cores = 2, .threads = 2};
-  KvmGuest guest(options);
+  BareGuest guest = make(options);
   guest.put(0x1000,
             {
                 // INIT, then SIPI with vector 8, to all but this one, through the local APIC.
@@ -88,10 +89,10 @@ TEST_F(KvmSmp, EightCpusStartByInitAndSipi) {
   }
 }
 
-TEST_F(KvmSmp, ACpuThatWaitsForSipiHearsKicks) {
+TEST_P(EngineSmp, ACpuThatWaitsForSipiHearsKicks) {
   VmOptions options;
   options.max_vcpus = 2;
-  KvmGuest guest(options);
+  BareGuest guest = make(options);
   for (int i = 0; i < 50; ++i) {
     std::atomic<bool> stopped = false;
     std::thread runner([&] {
@@ -102,33 +103,6 @@ TEST_F(KvmSmp, ACpuThatWaitsForSipiHearsKicks) {
     guest.vcpu(1).kick();
     runner.join();
   }
-}
-
-TEST_F(KvmSmp, LimitsAreToldBeforeKvmIsAsked) {
-  auto hypervisor = must(KvmHypervisor::open());
-  EXPECT_EQ(hypervisor->name(), "kvm");
-  EXPECT_GE(hypervisor->max_vcpus(), 8U);
-  VmOptions options;
-  options.max_vcpus = 0;
-  EXPECT_FALSE(hypervisor->create_vm(options).has_value());
-  options.max_vcpus = hypervisor->max_vcpus() + 1;
-  EXPECT_FALSE(hypervisor->create_vm(options).has_value());
-  options.max_vcpus = 1;
-  options.topology.threads = 0;
-  EXPECT_FALSE(hypervisor->create_vm(options).has_value());
-  options.topology = {.sockets = UINT32_MAX, .dies = UINT32_MAX, .clusters = 2, .cores = 2, .threads = 1};
-  EXPECT_FALSE(hypervisor->create_vm(options).has_value());
-  // 200 vCPUs in sockets of 5 cores: ids with gaps, up to 8 * 39 + 4.
-  options.max_vcpus = 200;
-  options.topology = {.sockets = 40, .dies = 1, .clusters = 1, .cores = 5, .threads = 1};
-  const auto gaps = hypervisor->create_vm(options);
-  ASSERT_FALSE(gaps.has_value());
-  EXPECT_NE(gaps.error().message.find("APIC id 316"), std::string::npos) << gaps.error().message;
-  options = {};
-  const auto vm = must(hypervisor->create_vm(options));
-  const auto vcpu = must(vm->create_vcpu(0));
-  EXPECT_FALSE(vm->create_vcpu(1).has_value());
-  EXPECT_FALSE(vm->create_vcpu(0).has_value());
 }
 
 }  // namespace

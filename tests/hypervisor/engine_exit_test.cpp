@@ -1,13 +1,14 @@
 // What a guest does comes out as the right exit, and what the caller answers reaches the guest.
-#include "hypervisor/kvm_guest.h"
+#include "hypervisor/engine_test.h"
 
 namespace wisp {
 namespace {
 
-using KvmExit = KvmTest;
+using EngineExit = EngineTest;
+WISP_FOR_EACH_ENGINE(EngineExit);
 
-TEST_F(KvmExit, PortWritesOfAllSizes) {
-  KvmGuest guest;
+TEST_P(EngineExit, PortWritesOfAllSizes) {
+  BareGuest guest = make();
   guest.put(0x1000, {
                         0x66, 0xb8, 0x44, 0x33, 0x22, 0x11,  // mov eax, 0x11223344
                         0xe6, 0x10,                          // out 0x10, al
@@ -22,8 +23,8 @@ TEST_F(KvmExit, PortWritesOfAllSizes) {
   EXPECT_EQ(port_write_of(guest.run()), (PortWrite{0x1234, 4, 0x11223344}));
 }
 
-TEST_F(KvmExit, PortReadsOfAllSizes) {
-  KvmGuest guest;
+TEST_P(EngineExit, PortReadsOfAllSizes) {
+  BareGuest guest = make();
   guest.put(0x1000, {
                         0x66, 0x31, 0xc0,        // xor eax, eax
                         0xba, 0x00, 0x05,        // mov dx, 0x500
@@ -50,8 +51,8 @@ TEST_F(KvmExit, PortReadsOfAllSizes) {
   EXPECT_EQ(load_le<std::uint32_t>(guest.at(0x2008)), 0x87654321U);
 }
 
-TEST_F(KvmExit, StringPortInstructions) {
-  KvmGuest guest;
+TEST_P(EngineExit, StringPortInstructions) {
+  BareGuest guest = make();
   guest.put(0x1000, {
                         0xfc,              // cld
                         0xba, 0x00, 0x05,  // mov dx, 0x500
@@ -96,8 +97,8 @@ TEST_F(KvmExit, StringPortInstructions) {
   }
 }
 
-TEST_F(KvmExit, MmioOfOneTwoAndFourBytes) {
-  KvmGuest guest;
+TEST_P(EngineExit, MmioOfOneTwoAndFourBytes) {
+  BareGuest guest = make();
   guest.put(0x1000, {
                         0xb8, 0x44, 0x33, 0x22, 0x11,              // mov eax, 0x11223344
                         0xa2, 0x01, 0x00, 0x00, 0xd0,              // mov [0xd0000001], al
@@ -134,8 +135,8 @@ TEST_F(KvmExit, MmioOfOneTwoAndFourBytes) {
   EXPECT_EQ(regs.rcx, 0xa1b2c3d4U);
 }
 
-TEST_F(KvmExit, LongModeAndMmioOfEightBytes) {
-  KvmGuest guest;
+TEST_P(EngineExit, LongModeAndMmioOfEightBytes) {
+  BareGuest guest = make();
   guest.put(0x1000, {
                         0x48, 0xb8, 8,    7,    6,    5,    4,    3, 2, 1,  // mov rax, 0x0102030405060708
                         0x48, 0xc7, 0xc3, 0x00, 0x00, 0x00, 0x50,           // mov rbx, 0x50000000
@@ -168,11 +169,11 @@ TEST_F(KvmExit, LongModeAndMmioOfEightBytes) {
   EXPECT_EQ(must(guest.vcpu().special_regs()).efer, 0x500U);
 }
 
-TEST_F(KvmExit, GuestSeesItsOwnCpuid) {
+TEST_P(EngineExit, GuestSeesItsOwnCpuid) {
   VmOptions options;
   options.max_vcpus = 2;
   options.topology.cores = 2;
-  KvmGuest guest(options);
+  BareGuest guest = make(options);
   guest.put(0x1000, {
                         0xb8, 0x01, 0x00, 0x00, 0x00,  // mov eax, 1
                         0x0f, 0xa2,                    // cpuid
@@ -204,8 +205,8 @@ TEST_F(KvmExit, GuestSeesItsOwnCpuid) {
   EXPECT_GT(khz, 100'000U);
 }
 
-TEST_F(KvmExit, TripleFaultIsShutdown) {
-  KvmGuest guest;
+TEST_P(EngineExit, TripleFaultIsShutdown) {
+  BareGuest guest = make();
   guest.put(0x1000, {0x0f, 0x0b});  // ud2, with an interrupt table of no entries
   CpuSpecialRegs sregs = must(guest.vcpu().special_regs());
   sregs.idt = {};
@@ -220,19 +221,8 @@ TEST_F(KvmExit, TripleFaultIsShutdown) {
   EXPECT_EQ(port_write_of(guest.run()).port, 0x10);
 }
 
-TEST_F(KvmExit, ExecutionWithoutMemoryIsAnEngineErrorWithItsPlace) {
-  KvmGuest guest;
-  guest.put(0x1000, {0xb8, 0x00, 0x00, 0x00, 0xd0, 0xff, 0xe0});  // mov eax, 0xd0000000; jmp eax
-  guest.start_protected(0x1000);
-  const Exit exit = guest.run();
-  const auto* error = std::get_if<EngineErrorExit>(&exit);
-  ASSERT_NE(error, nullptr) << exit.index();
-  EXPECT_NE(error->message.find("vCPU 0"), std::string::npos) << error->message;
-  EXPECT_NE(error->message.find("0xd0000000"), std::string::npos) << error->message;
-}
-
-TEST_F(KvmExit, WritesToRomComeAsMmioAndReadsDoNot) {
-  KvmGuest guest;
+TEST_P(EngineExit, WritesToRomComeAsMmioAndReadsDoNot) {
+  BareGuest guest = make();
   const HostPages rom(0x2000);
   rom.data()[0x10] = 0x5a;
   must(guest.vm().memory_listener().range_added({.start = 0xc0000000,

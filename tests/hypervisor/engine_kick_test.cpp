@@ -6,24 +6,25 @@
 #include <mutex>
 #include <thread>
 
-#include "hypervisor/kvm_guest.h"
+#include "hypervisor/engine_test.h"
 
 namespace wisp {
 namespace {
 
-using KvmKick = KvmTest;
+using EngineKick = EngineTest;
+WISP_FOR_EACH_ENGINE(EngineKick);
 using Clock = std::chrono::steady_clock;
 
 // Counts at 0x2000 for ever.
-void put_counter(KvmGuest& guest) {
+void put_counter(BareGuest& guest) {
   guest.put(0x1000, {
                         0xff, 0x06, 0x00, 0x20,  // inc word [0x2000]
                         0xeb, 0xfa,              // jmp 0x1000
                     });
 }
 
-TEST_F(KvmKick, BeforeRunStopsItBeforeAnyGuestCode) {
-  KvmGuest guest;
+TEST_P(EngineKick, BeforeRunStopsItBeforeAnyGuestCode) {
+  BareGuest guest = make();
   put_counter(guest);
   guest.start_real(0x1000);
   for (int i = 0; i < 100; ++i) {
@@ -35,8 +36,8 @@ TEST_F(KvmKick, BeforeRunStopsItBeforeAnyGuestCode) {
   EXPECT_EQ(must(guest.vcpu().regs()).rip, 0x1000U);
 }
 
-TEST_F(KvmKick, TakesInThePendingAccessFirst) {
-  KvmGuest guest;
+TEST_P(EngineKick, TakesInThePendingAccessFirst) {
+  BareGuest guest = make();
   guest.put(0x1000, {
                         0xe4, 0x11,              // in al, 0x11
                         0xff, 0x06, 0x00, 0x20,  // inc word [0x2000]
@@ -55,8 +56,8 @@ TEST_F(KvmKick, TakesInThePendingAccessFirst) {
   EXPECT_EQ(load_le<std::uint16_t>(guest.at(0x2000)), 0);
 }
 
-TEST_F(KvmKick, WakesAHaltedCpu) {
-  KvmGuest guest;
+TEST_P(EngineKick, WakesAHaltedCpu) {
+  BareGuest guest = make();
   guest.put(0x1000, {0xf4, 0xeb, 0xfd});  // hlt; jmp to it
   guest.start_real(0x1000);
   std::thread kicker([&] {
@@ -69,8 +70,8 @@ TEST_F(KvmKick, WakesAHaltedCpu) {
   kicker.join();
 }
 
-TEST_F(KvmKick, ReachesAThreadThatBlocksAllSignals) {
-  KvmGuest guest;
+TEST_P(EngineKick, ReachesAThreadThatBlocksAllSignals) {
+  BareGuest guest = make();
   put_counter(guest);
   guest.start_real(0x1000);
   // Threads one after another, each with the signal blocked from its start.
@@ -131,8 +132,8 @@ class Rounds final {
 };
 
 // Thousands of kicks against a guest that exits all the time: every one is answered.
-TEST_F(KvmKick, NoneOfThousandsIsLost) {
-  KvmGuest guest;
+TEST_P(EngineKick, NoneOfThousandsIsLost) {
+  BareGuest guest = make();
   guest.put(0x1000, {
                         0xff, 0x06, 0x00, 0x20,  // inc word [0x2000]
                         0xe6, 0x10,              // out 0x10, al
@@ -171,8 +172,8 @@ TEST_F(KvmKick, NoneOfThousandsIsLost) {
 }
 
 // A guest that never exits by itself, so that only the signal can end its run.
-TEST_F(KvmKick, EndsAGuestThatNeverExits) {
-  KvmGuest guest;
+TEST_P(EngineKick, EndsAGuestThatNeverExits) {
+  BareGuest guest = make();
   put_counter(guest);
   guest.start_real(0x1000);
   Answers answers;
@@ -200,8 +201,8 @@ TEST_F(KvmKick, EndsAGuestThatNeverExits) {
 }
 
 // Threads that end as soon as run() is back, while two others keep kicking.
-TEST_F(KvmKick, RacesWithTheEndOfTheThread) {
-  KvmGuest guest;
+TEST_P(EngineKick, RacesWithTheEndOfTheThread) {
+  BareGuest guest = make();
   put_counter(guest);
   guest.start_real(0x1000);
   std::atomic<bool> stop = false;

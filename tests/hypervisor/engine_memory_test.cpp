@@ -1,23 +1,17 @@
 // RAM and ROM as memory slots, driven through an address space, and the dirty log.
-#include "hypervisor/kvm/kvm_memory.h"
-
-#include <fcntl.h>
-
 #include <optional>
 
-#include "base/unique_fd.h"
-#include "hypervisor/kvm/kvm_abi.h"
-#include "hypervisor/kvm/kvm_ioctl.h"
-#include "hypervisor/kvm_guest.h"
+#include "hypervisor/engine_test.h"
 #include "memory/address_space.h"
 
 namespace wisp {
 namespace {
 
-using KvmMemory = KvmTest;
+using EngineMemory = EngineTest;
+WISP_FOR_EACH_ENGINE(EngineMemory);
 
 // Copies the byte at 0xc0000000 + esi to port 0x10 and writes its successor back.
-void put_probe(KvmGuest& guest) {
+void put_probe(BareGuest& guest) {
   guest.put(0x1000, {
                         0x8a, 0x86, 0x00, 0x00, 0x00, 0xc0,  // mov al, [esi + 0xc0000000]
                         0xe6, 0x10,                          // out 0x10, al
@@ -28,7 +22,7 @@ void put_probe(KvmGuest& guest) {
 }
 
 // What the guest finds there; nothing where it is not memory.
-std::optional<std::uint64_t> probe(KvmGuest& guest, std::uint32_t offset) {
+std::optional<std::uint64_t> probe(BareGuest& guest, std::uint32_t offset) {
   guest.start_protected(0x1000);
   CpuRegs regs = must(guest.vcpu().regs());
   regs.rsi = offset;
@@ -54,8 +48,8 @@ std::optional<std::uint64_t> probe(KvmGuest& guest, std::uint32_t offset) {
   }
 }
 
-TEST_F(KvmMemory, FollowsTheAddressSpace) {
-  KvmGuest guest;
+TEST_P(EngineMemory, FollowsTheAddressSpace) {
+  BareGuest guest = make();
   const HostPages host(0x8000);
   host.data()[0] = 10;
   host.data()[0x4000] = 20;
@@ -82,8 +76,8 @@ TEST_F(KvmMemory, FollowsTheAddressSpace) {
   memory.remove_listener(&guest.vm().memory_listener());
 }
 
-TEST_F(KvmMemory, PartsOfPagesAreLeftToExits) {
-  KvmGuest guest;
+TEST_P(EngineMemory, PartsOfPagesAreLeftToExits) {
+  BareGuest guest = make();
   const HostPages host(0x4000);
   host.data()[0x100] = 1;
   host.data()[0x1000] = 2;
@@ -120,8 +114,8 @@ TEST_F(KvmMemory, PartsOfPagesAreLeftToExits) {
   EXPECT_FALSE(listener.range_added(shifted).has_value());
 }
 
-TEST_F(KvmMemory, OverlapsAreRefusedByKvmWithTheName) {
-  KvmGuest guest;
+TEST_P(EngineMemory, OverlapsAreRefusedWithTheName) {
+  BareGuest guest = make();
   const HostPages host(0x4000);
   const auto refused = guest.vm().memory_listener().range_added(
       {.start = 0x1000, .size = 0x4000, .kind = RegionKind::kRam, .host = host.data(), .name = "second"});
@@ -130,37 +124,8 @@ TEST_F(KvmMemory, OverlapsAreRefusedByKvmWithTheName) {
   EXPECT_NE(refused.error().message.find("0x1000"), std::string::npos);
 }
 
-TEST_F(KvmMemory, SlotsAreUsedAgainAndRunOut) {
-  constexpr std::uint32_t kSlots = 4;
-  const UniqueFd device(::open("/dev/kvm", O_RDWR | O_CLOEXEC));
-  ASSERT_TRUE(device.valid());
-  const UniqueFd vm(kvm::call(device.get(), KVM_CREATE_VM, 0UL));
-  ASSERT_TRUE(vm.valid());
-  kvm::MemoryListener listener(vm.get(), kSlots);
-  const HostPages host(0x1000);
-  const auto at = [&](std::uint64_t i) {
-    return FlatRange{.start = 0xc0000000 + i * 0x1000,
-                     .size = 0x1000,
-                     .kind = RegionKind::kRam,
-                     .host = host.data(),
-                     .name = "page"};
-  };
-  for (std::uint64_t i = 0; i < kSlots; ++i) {
-    must(listener.range_added(at(i)));
-  }
-  const auto full = listener.range_added(at(kSlots));
-  ASSERT_FALSE(full.has_value());
-  EXPECT_NE(full.error().message.find("all 4 memory slots"), std::string::npos) << full.error().message;
-  // Whichever comes free is used by the next.
-  for (std::uint64_t i = 0; i < 20; ++i) {
-    listener.range_removed(at(i));
-    must(listener.range_added(at(i + kSlots)));
-  }
-  EXPECT_FALSE(listener.range_added(at(100)).has_value());
-}
-
-TEST_F(KvmMemory, DirtyLog) {
-  KvmGuest guest;
+TEST_P(EngineMemory, DirtyLog) {
+  BareGuest guest = make();
   const HostPages host(0x46000);  // 70 pages: more than one word
   const FlatRange range{.start = 0xc0000000,
                         .size = host.size(),
