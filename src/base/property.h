@@ -34,6 +34,9 @@ struct PropertySpec {
   std::string_view choices = {};
   // Accepted for compatibility but without effect: using it gives a warning with this text.
   std::string_view ignored_because = {};
+  // Where not empty, the option may be given several times: its value is all of them with this in between.
+  // Strings only.
+  std::string_view joined_by = {};
 };
 
 using PropertyValue = std::variant<bool, std::uint64_t, std::string>;

@@ -71,6 +71,30 @@ struct BlockIdentity {
   std::uint64_t inode = 0;
 };
 
+// 0 means no limit, and for a burst a tenth of a second's worth.
+struct BlockLimits {
+  std::uint64_t iops = 0;        // requests a second, of every kind
+  std::uint64_t iops_burst = 0;  // requests that may come at once after idle time
+  std::uint64_t bps = 0;         // bytes a second, read, written or zeroed
+  std::uint64_t bps_burst = 0;
+  [[nodiscard]] bool any() const { return iops != 0 || bps != 0; }
+};
+
+// What was carried out since the start. A range of a discard or write-zeroes request counts as one operation;
+// zeroes count as written.
+struct BlockCounters {
+  struct Operations {
+    std::uint64_t done = 0;
+    std::uint64_t failed = 0;  // the storage gave an error
+    std::uint64_t bytes = 0;   // of those done
+  };
+  Operations reads{};
+  Operations writes{};
+  Operations flushes{};
+  Operations discards{};
+  std::uint64_t highest_written = 0;  // the end of the furthest byte written
+};
+
 enum class DrainMode : std::uint8_t {
   kComplete,  // all requests are carried out
   kCancel,    // those not begun end with ECANCELED; those begun are waited for

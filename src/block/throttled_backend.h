@@ -11,15 +11,6 @@
 
 namespace wisp {
 
-// 0 means no limit, and for a burst a tenth of a second's worth.
-struct BlockLimits {
-  std::uint64_t iops = 0;        // requests a second, of every kind
-  std::uint64_t iops_burst = 0;  // requests that may come at once after idle time
-  std::uint64_t bps = 0;         // bytes a second, read, written or zeroed
-  std::uint64_t bps_burst = 0;
-  [[nodiscard]] bool any() const { return iops != 0 || bps != 0; }
-};
-
 // Requests over the limit wait in the order in which they came, for one timer. drain(kComplete) lets them
 // through at once; what they took is paid back before the next ones.
 class ThrottledBackend final : public BlockBackend {

@@ -154,7 +154,7 @@ constexpr auto kMemoryProperties = std::to_array<PropertySpec>({
 constexpr auto kNumaProperties = std::to_array<PropertySpec>({
     {.name = "kind", .kind = PropertyKind::kEnum, .help = "node", .required = true, .choices = "node|dist"},
     {.name = "nodeid", .kind = PropertyKind::kUint, .help = "the node", .default_text = "0", .maximum = 127},
-    {.name = "cpus", .help = "all CPUs are in the one node", .maximum = 256},
+    {.name = "cpus", .help = "all CPUs are in the one node", .maximum = 256, .joined_by = ","},
     {.name = "memdev", .help = "id of the memory-backend object that is the RAM", .maximum = 127},
     {.name = "mem", .help = "all memory is in the one node", .maximum = 32},
     {.name = "src", .help = "of dist", .maximum = 8},

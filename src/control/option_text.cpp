@@ -142,7 +142,7 @@ Result<PropertySet> parse_properties(std::span<const KeyValue> pairs, std::span<
       continue;
     }
     const PropertySpec& spec = *setting.spec;
-    if (set.has(spec.name)) {
+    if (set.has(spec.name) && spec.joined_by.empty()) {
       return fail("{}: option '{}' is given twice", what, spec.name);
     }
     if (pair.bare && !is_switch(&spec)) {
@@ -152,9 +152,13 @@ Result<PropertySet> parse_properties(std::span<const KeyValue> pairs, std::span<
     if (!value) {
       return fail("{}: option '{}': {}", what, spec.name, clip(value.error().message, 200));
     }
-    if (!spec.ignored_because.empty()) {
+    if (!spec.ignored_because.empty() && !set.has(spec.name)) {
       warnings.push_back(
           fmt::format("{}: option '{}' is ignored: {}", what, spec.name, spec.ignored_because));
+    }
+    if (set.has(spec.name)) {
+      *value =
+          fmt::format("{}{}{}", set.get_string(spec.name), spec.joined_by, std::get<std::string>(*value));
     }
     set.set(std::string(spec.name), *std::move(value));
   }

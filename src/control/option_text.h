@@ -35,7 +35,8 @@ struct CompatOption {
 };
 
 // Checks pairs against specs. `what` names the option and its value in errors and warnings. A bare word is
-// on for a switch, and "noX" is off for a switch X. Required properties must be there.
+// on for a switch, and "noX" is off for a switch X. Required properties must be there, and none twice except
+// where its spec joins the values.
 [[nodiscard]] Result<PropertySet> parse_properties(std::span<const KeyValue> pairs,
                                                    std::span<const PropertySpec> specs,
                                                    std::span<const CompatOption> compat,

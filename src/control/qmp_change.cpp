@@ -30,6 +30,23 @@ std::optional<std::string> option_text(const Json& value) {
   return std::nullopt;
 }
 
+// A list of strings, in QEMU's schema each as {"str": TEXT}: as if the option was given once for each.
+std::optional<std::vector<std::string>> option_texts(const Json& value) {
+  if (!value.is_array()) {
+    auto text = option_text(value);
+    return text ? std::optional(std::vector{*std::move(text)}) : std::nullopt;
+  }
+  std::vector<std::string> texts;
+  for (const Json& element : value) {
+    const auto text = element.is_object() && element.size() == 1 ? element.find("str") : element.end();
+    if (text == element.end() || !text->is_string()) {
+      return std::nullopt;
+    }
+    texts.push_back(text->get<std::string>());
+  }
+  return texts;
+}
+
 Result<std::vector<KeyValue>> pairs_of(const Json& arguments,
                                        std::initializer_list<std::string_view> except) {
   std::vector<KeyValue> pairs;
@@ -37,11 +54,15 @@ Result<std::vector<KeyValue>> pairs_of(const Json& arguments,
     if (std::ranges::find(except, std::string_view(name)) != except.end()) {
       continue;
     }
-    auto text = option_text(value);
-    if (!text) {
-      return fail("Invalid parameter type for '{}', expected: string, number or boolean", clip(name, 80));
+    auto texts = option_texts(value);
+    if (!texts) {
+      return fail(
+          "Invalid parameter type for '{}', expected: string, number, boolean, or a list of {{\"str\": ...}}",
+          clip(name, 80));
     }
-    pairs.push_back({.key = name, .value = *std::move(text)});
+    for (std::string& text : *texts) {
+      pairs.push_back({.key = name, .value = std::move(text)});
+    }
   }
   return pairs;
 }

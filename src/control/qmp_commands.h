@@ -83,6 +83,8 @@ struct QmpEventInfo {
 
 [[nodiscard]] Json version_json();
 [[nodiscard]] std::string_view run_state_name(RunState state);
+// Where a device is in the machine, as QEMU's object model writes it.
+[[nodiscard]] std::string device_path(std::string_view id);
 
 // Handlers, by file.
 // qmp_query.cpp

@@ -121,7 +121,7 @@ std::string info_block(QmpContext& context) {
     text += fmt::format("{}: {} ({}{}){}", block.drive_id, block.file, block.format,
                         block.read_only ? ", read-only" : "", kEol);
     if (!block.device_id.empty()) {
-      text += fmt::format("    Attached to:      /machine/peripheral/{}{}", block.device_id, kEol);
+      text += fmt::format("    Attached to:      {}{}", device_path(block.device_id), kEol);
     }
   }
   return text;

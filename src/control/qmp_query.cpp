@@ -30,24 +30,32 @@ Json image_json(const BlockInfo& block) {
           {"dirty-flag", false}};
 }
 
-// BlockDeviceInfo of QEMU's schema; Wisp has no per-direction limits, so those members are zero (no limit).
+// BlockDeviceInfo of QEMU's schema. Limits are on all requests together, so the members for one direction are
+// zero, which means no limit; those for bursts are there only with a burst, as in QEMU.
 Json inserted_json(const BlockInfo& block) {
-  return {{"file", block.file},
-          {"node-name", block.drive_id},
-          {"ro", block.read_only},
-          {"drv", block.format},
-          {"backing_file_depth", 0},
-          {"encrypted", false},
-          {"detect_zeroes", "off"},
-          {"bps", 0},
-          {"bps_rd", 0},
-          {"bps_wr", 0},
-          {"iops", 0},
-          {"iops_rd", 0},
-          {"iops_wr", 0},
-          {"write_threshold", 0},
-          {"cache", {{"writeback", true}, {"direct", block.direct}, {"no-flush", false}}},
-          {"image", image_json(block)}};
+  Json inserted{{"file", block.file},
+                {"node-name", block.drive_id},
+                {"ro", block.read_only},
+                {"drv", block.format},
+                {"backing_file_depth", 0},
+                {"encrypted", false},
+                {"detect_zeroes", "off"},
+                {"bps", block.limits.bps},
+                {"bps_rd", 0},
+                {"bps_wr", 0},
+                {"iops", block.limits.iops},
+                {"iops_rd", 0},
+                {"iops_wr", 0},
+                {"write_threshold", 0},
+                {"cache", {{"writeback", true}, {"direct", block.direct}, {"no-flush", false}}},
+                {"image", image_json(block)}};
+  if (block.limits.bps_burst != 0) {
+    inserted["bps_max"] = block.limits.bps_burst;
+  }
+  if (block.limits.iops_burst != 0) {
+    inserted["iops_max"] = block.limits.iops_burst;
+  }
+  return inserted;
 }
 
 }  // namespace
@@ -66,6 +74,14 @@ std::string_view run_state_name(RunState state) {
       return "internal-error";
   }
   return "internal-error";
+}
+
+// One without an id of its user's has "DRIVER#NUMBER".
+std::string device_path(std::string_view id) {
+  const std::size_t number = id.find('#');
+  return number == std::string_view::npos
+             ? fmt::format("/machine/peripheral/{}", id)
+             : fmt::format("/machine/peripheral-anon/device[{}]", id.substr(number + 1));
 }
 
 // The version of the protocol is the one that StratoVirt tells, since clients judge by it what they may ask
@@ -172,7 +188,7 @@ QmpReply qmp_query_block(QmpContext& context, const Json&) {
     Json entry{{"device", block.drive_id}, {"type", "unknown"}, {"locked", false},
                {"removable", false},       {"io-status", "ok"}, {"inserted", inserted_json(block)}};
     if (!block.device_id.empty()) {
-      entry["qdev"] = "/machine/peripheral/" + block.device_id;
+      entry["qdev"] = device_path(block.device_id);
     }
     list.push_back(std::move(entry));
   }
@@ -190,18 +206,27 @@ QmpReply qmp_query_named_block_nodes(QmpContext& context, const Json&) {
 QmpReply qmp_query_blockstats(QmpContext& context, const Json&) {
   Json list = Json::array();
   for (const BlockInfo& block : context.machine.blocks()) {
-    if (!block.counters) {
-      continue;
+    const BlockCounters& c = block.counters;
+    // Times are not measured: their members are left out rather than zero.
+    Json entry{{"device", block.drive_id},
+               {"node-name", block.drive_id},
+               {"stats",
+                {{"rd_bytes", c.reads.bytes},
+                 {"wr_bytes", c.writes.bytes},
+                 {"unmap_bytes", c.discards.bytes},
+                 {"rd_operations", c.reads.done},
+                 {"wr_operations", c.writes.done},
+                 {"flush_operations", c.flushes.done},
+                 {"unmap_operations", c.discards.done},
+                 {"failed_rd_operations", c.reads.failed},
+                 {"failed_wr_operations", c.writes.failed},
+                 {"failed_flush_operations", c.flushes.failed},
+                 {"failed_unmap_operations", c.discards.failed},
+                 {"wr_highest_offset", c.highest_written}}}};
+    if (!block.device_id.empty()) {
+      entry["qdev"] = device_path(block.device_id);
     }
-    const BlockCounters& c = *block.counters;
-    list.push_back({{"device", block.drive_id},
-                    {"node-name", block.drive_id},
-                    {"stats",
-                     {{"rd_bytes", c.read_bytes},
-                      {"wr_bytes", c.write_bytes},
-                      {"rd_operations", c.read_operations},
-                      {"wr_operations", c.write_operations},
-                      {"flush_operations", c.flush_operations}}}});
+    list.push_back(std::move(entry));
   }
   return list;
 }

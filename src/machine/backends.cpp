@@ -51,8 +51,21 @@ Result<void> Backends::add_drive(const BackendConfig& config) {
   WISP_TRY(check_new(drives_, "drive", config.id));
   WISP_ASSIGN(const DriveConfig drive, drive_config(config.id, config.properties));
   WISP_ASSIGN(auto backend, open_drive(drive, log_, clock_));
-  drives_.emplace(config.id, DriveEntry{.config = config, .backend = std::move(backend), .user = {}});
+  drives_.emplace(
+      config.id,
+      DriveEntry{.config = config, .backend = std::move(backend), .limits = drive.limits, .user = {}});
   return {};
+}
+
+Result<Netdev> Backends::open(const NetdevConfig& config) const {
+  if (config.kind == NetdevKind::kPasst && !may_start_programs_) {
+    return fail(
+        "netdev {}: passt cannot be started once the machine runs, since the system-call filter lets no "
+        "program be started; give -netdev user on the command line, or start passt --socket PATH yourself "
+        "and use type stream with path PATH",
+        config.id);
+  }
+  return open_netdev(config);
 }
 
 Result<void> Backends::add_netdev(const BackendConfig& config) {
@@ -66,7 +79,7 @@ Result<void> Backends::add_netdev(const BackendConfig& config) {
   for (UniqueFd& fd : owned) {
     (void)fd.release();
   }
-  WISP_ASSIGN(Netdev netdev, open_netdev(parsed));
+  WISP_ASSIGN(Netdev netdev, open(parsed));
   netdevs_.emplace(config.id, NetdevEntry{.config = config, .netdev = std::move(netdev), .user = {}});
   return {};
 }
@@ -119,7 +132,7 @@ Result<Netdev> Backends::take_netdev(const std::string& id, const std::string& u
           "it again",
           id);
     }
-    WISP_ASSIGN(entry->netdev, open_netdev(parsed));
+    WISP_ASSIGN(entry->netdev, open(parsed));
   }
   WISP_TRY(claim(*entry, "netdev", id, user));
   Netdev netdev = *std::move(entry->netdev);

@@ -33,6 +33,9 @@ class Backends final {
   [[nodiscard]] Result<void> add_chardev_path(const BackendConfig& config);
   [[nodiscard]] Result<void> add_object(const BackendConfig& config);
 
+  // From here on the process starts no other programs: the system-call filter ends one that tries.
+  void start_no_programs() { may_start_programs_ = false; }
+
   // Fail where the id is unknown or a device uses the part.
   [[nodiscard]] Result<void> remove_drive(const std::string& id);
   [[nodiscard]] Result<void> remove_netdev(const std::string& id);
@@ -52,6 +55,7 @@ class Backends final {
   struct DriveEntry {
     BackendConfig config;
     std::unique_ptr<BlockBackend> backend;
+    BlockLimits limits;
     std::string user;
   };
   struct ChardevEntry {
@@ -68,9 +72,12 @@ class Backends final {
     std::optional<Netdev> netdev;  // empty: in a device
     std::string user;
   };
+  [[nodiscard]] Result<Netdev> open(const NetdevConfig& config) const;
+
   EventLoop& loop_;
   Log& log_;
   const Clock& clock_;
+  bool may_start_programs_ = true;
   std::map<std::string, DriveEntry> drives_;
   std::map<std::string, NetdevEntry> netdevs_;
   std::map<std::string, ChardevEntry> chardevs_;

@@ -82,7 +82,10 @@ DeviceFactory::Made DeviceFactory::make_blk(const DeviceConfig& device, EventLoo
                                             std::span<const DeviceConfig> /*all*/) {
   WISP_ASSIGN(const VirtioBlkOptions options, virtio_blk_options(device.id, device.properties));
   WISP_ASSIGN(BlockBackend * backend, parts_.backends.use_drive(options.drive, device.id));
-  return as_device(VirtioBlk::create(loop, parts_.ram.memory(), options, *backend, parts_.log, parts_.clock));
+  WISP_ASSIGN(auto disk,
+              VirtioBlk::create(loop, parts_.ram.memory(), options, *backend, parts_.log, parts_.clock));
+  disks_[device.id] = disk.get();
+  return std::unique_ptr<VirtioDevice>(std::move(disk));
 }
 
 DeviceFactory::Made DeviceFactory::make_net(const DeviceConfig& device, EventLoop& loop,
@@ -153,6 +156,7 @@ DeviceFactory::Made DeviceFactory::make_vhost_user_fs(const DeviceConfig& device
 }
 
 void DeviceFactory::forget(const std::string& id) {
+  disks_.erase(id);
   if (balloon_ != nullptr && id == balloon_id_) {
     balloon_ = nullptr;
     balloon_id_.clear();
@@ -162,6 +166,15 @@ void DeviceFactory::forget(const std::string& id) {
 Result<void> DeviceFactory::discard(Gpa gpa, std::uint64_t size) {
   parts_.ram.discard(gpa, size);
   return {};
+}
+
+BlockCounters DeviceFactory::block_counters(const std::string& id) const {
+  const auto disk = disks_.find(id);
+  if (disk == disks_.end()) {
+    return {};
+  }
+  const std::lock_guard lock(disk->second->strand().mutex());
+  return disk->second->counters();
 }
 
 Result<BalloonInfo> DeviceFactory::balloon_info() const {

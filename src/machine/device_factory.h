@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -23,6 +24,8 @@
 #include "virtio/device.h"
 
 namespace wisp {
+
+class VirtioBlk;
 
 class DeviceFactory final : private BalloonHost {
  public:
@@ -57,6 +60,8 @@ class DeviceFactory final : private BalloonHost {
   // The device with this id is about to be destroyed.
   void forget(const std::string& id);
 
+  // Of the disk with this id; zeroes where there is none.
+  [[nodiscard]] BlockCounters block_counters(const std::string& id) const;
   // The one balloon; errors where there is none.
   [[nodiscard]] Result<BalloonInfo> balloon_info() const;
   [[nodiscard]] Result<void> set_balloon(std::uint64_t bytes);
@@ -92,6 +97,7 @@ class DeviceFactory final : private BalloonHost {
   void balloon_changed(std::uint64_t actual) override { parts_.balloon_changed(actual); }
 
   const Parts parts_;
+  std::map<std::string, VirtioBlk*, std::less<>> disks_;
   VirtioBalloon* balloon_ = nullptr;
   std::string balloon_id_;
 };

@@ -271,6 +271,9 @@ Result<void> Machine::load_boot() {
 }
 
 Result<void> Machine::start() {
+  if (services_.seccomp) {
+    backends_->start_no_programs();
+  }
   if (config_.start_paused) {
     state_ = RunState::kPaused;
     pause_devices();

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "block/block_backend.h"
 #include "machine/config.h"
 
 namespace wisp {
@@ -30,11 +31,6 @@ struct VcpuInfo {
   std::uint32_t socket_id = 0, die_id = 0, core_id = 0, thread_in_core = 0;
 };
 
-struct BlockCounters {
-  std::uint64_t read_bytes = 0, write_bytes = 0;
-  std::uint64_t read_operations = 0, write_operations = 0, flush_operations = 0;
-};
-
 struct BlockInfo {
   std::string drive_id;
   std::string device_id;  // empty where no device uses it
@@ -42,8 +38,9 @@ struct BlockInfo {
   std::string format;
   bool read_only = false;
   bool direct = false;
-  std::uint64_t size = 0;                      // bytes
-  std::optional<BlockCounters> counters = {};  // empty where nothing counts
+  std::uint64_t size = 0;  // bytes
+  BlockLimits limits = {};
+  BlockCounters counters = {};  // of the device that uses it; all 0 without one
 };
 
 struct IothreadInfo {

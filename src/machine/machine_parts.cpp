@@ -33,7 +33,9 @@ std::vector<BlockInfo> Machine::blocks() const {
                       .format = identity.format,
                       .read_only = drive.backend->geometry().read_only,
                       .direct = identity.direct,
-                      .size = drive.backend->geometry().size});
+                      .size = drive.backend->geometry().size,
+                      .limits = drive.limits,
+                      .counters = factory_->block_counters(drive.user)});
   }
   return result;
 }

@@ -41,8 +41,10 @@ constexpr std::array kTapSpecs{
 };
 constexpr std::array kPasstSpecs{
     PropertySpec{.name = "path", .help = "the passt program", .default_text = "passt, found in PATH"},
-    PropertySpec{.name = "hostfwd",
-                 .help = "ports of the host that lead to the guest: tcp::2222-:22, several with ';' between"},
+    PropertySpec{
+        .name = "hostfwd",
+        .help = "a port of the host that leads to the guest: tcp::2222-:22; may be given several times",
+        .joined_by = ";"},
     PropertySpec{.name = "mtu",
                  .kind = PropertyKind::kUint,
                  .help = "MTU told to the guest",

@@ -441,12 +441,43 @@ bool VirtioBlk::submit_next_range(Request& request) {
   return false;
 }
 
+void VirtioBlk::count(const BlockRequest& request, int error) {
+  BlockCounters::Operations* operations = nullptr;
+  switch (request.op) {
+    case BlockOp::kRead:
+      operations = &counters_.reads;
+      break;
+    case BlockOp::kWrite:
+    case BlockOp::kWriteZeroes:
+      operations = &counters_.writes;
+      break;
+    case BlockOp::kFlush:
+      operations = &counters_.flushes;
+      break;
+    case BlockOp::kDiscard:
+      operations = &counters_.discards;
+      break;
+  }
+  if (error != 0) {
+    ++operations->failed;
+    return;
+  }
+  ++operations->done;
+  if (request.op != BlockOp::kFlush) {
+    operations->bytes += request.length;
+  }
+  if (operations == &counters_.writes) {
+    counters_.highest_written = std::max(counters_.highest_written, request.offset + request.length);
+  }
+}
+
 void VirtioBlk::block_done(BlockRequest& block_request, int error) {
   auto& request = static_cast<Request&>(block_request);
   if (resetting_) {
     give_back(request);
     return;
   }
+  count(request, error);
   if (error != 0) {
     if (error != EOPNOTSUPP && gate_.open()) {
       log_.error("drive {}: {} {} bytes at {} failed: {}", options_.drive, op_name(request.op),

@@ -61,6 +61,8 @@ class VirtioBlk final : public VirtioDevice, private BlockClient {
   [[nodiscard]] Result<void> load(const StateRecord& record) override;
 
   [[nodiscard]] const VirtioBlkOptions& options() const { return options_; }
+  // Since the start, resets included. With the strand's lock held.
+  [[nodiscard]] const BlockCounters& counters() const { return counters_; }
   // Somebody resized the storage: takes the new size up and tells the driver. With the strand's lock held.
   [[nodiscard]] Result<void> refresh_size();
 
@@ -103,6 +105,7 @@ class VirtioBlk final : public VirtioDevice, private BlockClient {
   [[nodiscard]] std::uint8_t read_segments(Request& request, BlockOp op);
   // Gives the next range to the back end; false where there is none left.
   bool submit_next_range(Request& request);
+  void count(const BlockRequest& request, int error);
   void complete(Request& request, std::uint8_t status);
   void give_back(Request& request);
   void tell_driver();
@@ -121,6 +124,7 @@ class VirtioBlk final : public VirtioDevice, private BlockClient {
   VirtioInterrupts* interrupts_ = nullptr;  // null: not active
   std::vector<QueueState> queues_;
   std::vector<Request> requests_;
+  BlockCounters counters_;
   bool attached_ = false;
   bool broken_ = false;
   bool resetting_ = false;

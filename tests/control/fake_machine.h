@@ -23,11 +23,10 @@ class FakeMachine final : public MachineControl {
                        .read_only = false,
                        .direct = true,
                        .size = 1ULL << 30,
-                       .counters = BlockCounters{.read_bytes = 4096,
-                                                 .write_bytes = 512,
-                                                 .read_operations = 2,
-                                                 .write_operations = 1,
-                                                 .flush_operations = 0}});
+                       .limits = {.iops = 500, .iops_burst = 50, .bps = 1 << 20},
+                       .counters = {.reads = {.done = 2, .bytes = 4096},
+                                    .writes = {.done = 1, .failed = 3, .bytes = 512},
+                                    .highest_written = 9728}});
     devices.push_back("blk0");
   }
 

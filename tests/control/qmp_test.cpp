@@ -436,7 +436,8 @@ TEST(Qmp, HotplugErrors) {
             "device_add: option 'drive' is missing (id of a -drive)"},
            {"device_add",
             {{"driver", "virtio-blk-device"}, {"id", "x"}, {"drive", {1}}},
-            "Invalid parameter type for 'drive', expected: string, number or boolean"},
+            "Invalid parameter type for 'drive', expected: string, number, boolean, or a list of {\"str\": "
+            "...}"},
            {"device_add",
             {{"driver", "virtio-blk-device"}, {"id", "x"}, {"drive", "d"}, {"num-queues", 17}},
             "device_add: option 'num-queues': '17' is out of range, expected 1 to 16"},
@@ -521,7 +522,19 @@ TEST(Qmp, QueriesHaveQemusFields) {
   EXPECT_EQ(block[0]["inserted"]["drv"], "raw");
   EXPECT_EQ(block[0]["inserted"]["cache"]["direct"], true);
   EXPECT_EQ(block[0]["inserted"]["image"]["virtual-size"], 1 << 30);
-  EXPECT_EQ(query("query-blockstats")[0]["stats"]["rd_bytes"], 4096);
+  EXPECT_EQ(block[0]["inserted"]["iops"], 500);
+  EXPECT_EQ(block[0]["inserted"]["iops_max"], 50);
+  EXPECT_EQ(block[0]["inserted"]["iops_rd"], 0);
+  EXPECT_EQ(block[0]["inserted"]["bps"], 1 << 20);
+  EXPECT_FALSE(block[0]["inserted"].contains("bps_max"));
+  const Json statistics = query("query-blockstats")[0];
+  EXPECT_EQ(statistics["qdev"], "/machine/peripheral/blk0");
+  EXPECT_EQ(statistics["stats"]["rd_bytes"], 4096);
+  EXPECT_EQ(statistics["stats"]["rd_operations"], 2);
+  EXPECT_EQ(statistics["stats"]["wr_bytes"], 512);
+  EXPECT_EQ(statistics["stats"]["failed_wr_operations"], 3);
+  EXPECT_EQ(statistics["stats"]["wr_highest_offset"], 9728);
+  EXPECT_EQ(statistics["stats"]["flush_operations"], 0);
   EXPECT_EQ(query("query-chardev")[0],
             Json({{"label", "serial0"}, {"filename", "stdio"}, {"frontend-open", true}}));
   EXPECT_EQ(query("query-commands").size(), qmp_commands().size());

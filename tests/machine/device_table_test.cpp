@@ -3,9 +3,13 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <fstream>
 #include <set>
+#include <sstream>
 #include <string>
 
+#include "control/command_line.h"
 #include "machine/device_factory.h"
 
 namespace wisp {
@@ -82,6 +86,23 @@ TEST(DeviceTable, DefaultsThatAreValuesAreAccepted) {
       }
     }
   }
+}
+
+TEST(DeviceTable, TheDevicesPageIsUpToDate) {
+  const std::string page = drivers_markdown({.devices = device_drivers(),
+                                             .drives = drive_kinds(),
+                                             .netdevs = netdev_kinds(),
+                                             .chardevs = chardev_kinds(),
+                                             .objects = object_kinds()});
+  const std::string path = std::string(WISP_SOURCE_DIR) + "/docs/devices.md";
+  if (std::getenv("WISP_UPDATE_DOCS") != nullptr) {
+    std::ofstream(path) << page;
+  }
+  std::ifstream file(path);
+  std::stringstream text;
+  text << file.rdbuf();
+  EXPECT_TRUE(text.str() == page)
+      << "docs/devices.md differs from the table; run WISP_UPDATE_DOCS=1 test_machine";
 }
 
 TEST(DeviceTable, FindsByExactName) {

@@ -135,6 +135,7 @@ TEST_F(HotplugTest, WhatFailsLeavesNoTrace) {
   config_.chardevs = {{.kind = "null", .id = "con", .properties = {}, .fds = {}}};
   ASSERT_NO_FATAL_FAILURE(create_and_start());
   const std::uint32_t before = present();
+  const auto files_before = test::open_files();
   const auto error = [&](const DeviceConfig& device) {
     const auto added = machine().add_device(device);
     return added ? std::string() : added.error().message;
@@ -151,6 +152,31 @@ TEST_F(HotplugTest, WhatFailsLeavesNoTrace) {
   EXPECT_EQ(error({.driver = "isa-debug-exit", .id = "more", .properties = {}}),
             "isa-debug-exit cannot be added to a running machine");
   EXPECT_THAT(error({.driver = "virtio-nothing", .id = "x", .properties = {}}), HasSubstr("virtio-nothing"));
+
+  // Back ends: each of these has opened something when it fails.
+  BackendConfig small = drive("small");
+  std::filesystem::resize_file(dir_.file("small.img"), 100);
+  EXPECT_THAT(machine().add_drive(small).error().message, HasSubstr("drive small: "));
+  BackendConfig locked = drive("c");
+  locked.properties.set("file", dir_.file("a.img"));
+  EXPECT_THAT(machine().add_drive(locked).error().message, HasSubstr("drive c: "));
+  const std::string listener = dir_.file("listener.sock");
+  const BackendConfig socket{
+      .kind = "socket",
+      .id = "sock",
+      .properties = properties({{"path", listener}, {"server", true}, {"wait", false}}),
+      .fds = {}};
+  ASSERT_TRUE(machine().add_chardev(socket));
+  BackendConfig again = socket;
+  again.id = "other";
+  EXPECT_THAT(machine().add_chardev(again).error().message, HasSubstr("listener.sock"));
+  EXPECT_TRUE(std::filesystem::exists(listener)) << "the one that is served is not taken away";
+  EXPECT_TRUE(machine().remove_chardev("sock"));
+  EXPECT_FALSE(std::filesystem::exists(listener));
+  run_posted();
+  EXPECT_EQ(test::open_files(), files_before);
+  EXPECT_EQ(machine().blocks().size(), 2U);
+  EXPECT_EQ(machine().chardevs().size(), 1U);
 
   EXPECT_EQ(present(), before);
   EXPECT_EQ(take_changed(), 0U);

@@ -142,7 +142,7 @@ class MachineKit : public ::testing::Test {
                                  .log = log_,
                                  .clock = clock_,
                                  .entropy = entropy_,
-                                 .seccomp = false,
+                                 .seccomp = seccomp_,
                                  .judge_engine = {}});
     if (!made) {
       return std::unexpected(made.error());
@@ -237,6 +237,7 @@ class MachineKit : public ::testing::Test {
   std::unique_ptr<EventLoop> loop_ = *EventLoop::create();
   EventRecord events_;
   MachineConfig config_;
+  bool seccomp_ = false;
   FakeHypervisor* hypervisor_ = nullptr;
   std::unique_ptr<Machine> machine_;
 };

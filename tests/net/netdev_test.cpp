@@ -81,6 +81,18 @@ TEST(NetdevConfig, PasstTakesPortForwards) {
   EXPECT_EQ(config.passt.mtu, 1500U);
 }
 
+TEST(NetdevConfig, PasstForwardsAreJoined) {
+  const auto* hostfwd = find_property(kPasstProperties, "hostfwd");
+  ASSERT_NE(hostfwd, nullptr);
+  ASSERT_FALSE(hostfwd->joined_by.empty());
+  const std::string joined = "tcp::2222-:22" + std::string(hostfwd->joined_by) + "udp:127.0.0.1:53-:5353";
+  const auto config = parse("user", kPasstProperties, {{"hostfwd", joined.c_str()}}).value();
+  ASSERT_EQ(config.passt.forwards.size(), 2U);
+  EXPECT_EQ(config.passt.forwards[0].host_port, 2222);
+  EXPECT_EQ(config.passt.forwards[1],
+            (PortForward{.udp = true, .host_address = "127.0.0.1", .host_port = 53, .guest_port = 5353}));
+}
+
 TEST(OpenNetdev, TakesDescriptorsOverOnFailureToo) {
   const int fd = ::open("/dev/null", O_RDWR);
   NetdevConfig config{.kind = NetdevKind::kTap, .id = "n0", .fds = {fd}};

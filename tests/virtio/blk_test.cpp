@@ -323,6 +323,37 @@ TEST_F(BlkTest, ErrorsOfTheBackEndBecomeStatus) {
   EXPECT_FALSE(broken());
 }
 
+TEST_F(BlkTest, CountsWhatWasCarriedOut) {
+  EXPECT_EQ(driver().finish(driver().start_read(0, 2560)), kOk);
+  EXPECT_EQ(driver().finish(driver().start_read(0, 512)), kOk);
+  EXPECT_EQ(driver().finish(driver().start_write(10, bytes(1024, 1))), kOk);
+  EXPECT_EQ(driver().finish(driver().start_write(2, bytes(512, 1))), kOk);
+  EXPECT_EQ(driver().finish(driver().start_flush()), kOk);
+  EXPECT_EQ(driver().finish(driver().start_ranges(test::kBlkDiscard, {{4, 2, 0}, {10, 1, 0}})), kOk);
+  EXPECT_EQ(driver().finish(driver().start_ranges(test::kBlkWriteZeroes, {{20, 1, 0}})), kOk);
+  // Requests that were never begun count nowhere.
+  EXPECT_EQ(driver().finish(driver().start_read(kDisk / 512, 512)), kIoError);
+  disk_.inject = [](const BlockRequest&) { return EIO; };
+  EXPECT_EQ(driver().finish(driver().start_read(0, 512)), kIoError);
+  EXPECT_EQ(driver().finish(driver().start_write(100, bytes(512, 1))), kIoError);
+  EXPECT_EQ(driver().finish(driver().start_flush()), kIoError);
+  ASSERT_TRUE(driver().restart(setup_)) << "a reset keeps what was counted";
+
+  const BlockCounters& counters = driver().device().counters();
+  EXPECT_EQ(counters.reads.done, 2U);
+  EXPECT_EQ(counters.reads.bytes, 3072U);
+  EXPECT_EQ(counters.reads.failed, 1U);
+  EXPECT_EQ(counters.writes.done, 3U);
+  EXPECT_EQ(counters.writes.bytes, 2048U);
+  EXPECT_EQ(counters.writes.failed, 1U);
+  EXPECT_EQ(counters.flushes.done, 1U);
+  EXPECT_EQ(counters.flushes.bytes, 0U);
+  EXPECT_EQ(counters.flushes.failed, 1U);
+  EXPECT_EQ(counters.discards.done, 2U);
+  EXPECT_EQ(counters.discards.bytes, 1536U);
+  EXPECT_EQ(counters.highest_written, 21U * 512);
+}
+
 TEST_F(BlkTest, WithoutAWriteCacheWritesAreFlushedBeforeTheyComplete) {
   // Write back: FLUSH was negotiated.
   EXPECT_EQ(driver().finish(driver().start_write(0, bytes(512, 1))), kOk);
