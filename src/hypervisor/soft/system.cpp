@@ -111,14 +111,12 @@ Outcome invalidate_pcid(Core& core, const Insn& insn) {
   }
   if (type == kAddress) {
     core.mmu.flush_page(address);
+  } else if (type != kContext) {
+    core.mmu.flush_all();
+  } else if ((cpu.cr4 & cr4::kPcide) != 0) {
+    core.mmu.flush_pcid(static_cast<std::uint16_t>(context));
   } else {
-    // flush_context() is for the context that runs; another one's entries go with all.
-    const bool present = type == kContext && context == (cpu.cr3 & 0xfff);
-    if (present) {
-      core.mmu.flush_context();
-    } else {
-      core.mmu.flush_all();
-    }
+    core.mmu.flush_context();
   }
   return Outcome::kNext;
 }
