@@ -181,6 +181,9 @@ class Decoder final {
   void take_modrm() {
     insn_.has_modrm = true;
     insn_.modrm = bytes_.take();
+    if (insn_.map == 1 && insn_.opcode >= 0x20 && insn_.opcode < 0x24) {
+      insn_.modrm |= 0xc0;  // moves of control and debug registers: always a register, whatever mod says
+    }
     insn_.reg = static_cast<std::uint8_t>(insn_.reg_field() | ((insn_.rex & 4) << 1));
     if (insn_.mod() == 3) {
       insn_.rm = static_cast<std::uint8_t>((insn_.modrm & 7) | ((insn_.rex & 1) << 3));
@@ -455,8 +458,8 @@ class Decoder final {
       insn_.operand_size = 2;
       return;
     }
-    if (opcode == 0x90 && (insn_.rex & 1) == 0) {
-      insn_.op = Op::kNop;  // also PAUSE
+    if (opcode == 0x90 && ((insn_.rex & 1) == 0 || insn_.repeat == 0xf3)) {
+      insn_.op = Op::kNop;  // also PAUSE, with REX.B too
       return;
     }
     common(spec);
@@ -469,6 +472,9 @@ class Decoder final {
       exchange_rax();
     } else if (opcode == 0x90) {
       exchange_rax();
+    } else if ((opcode >= 0x6c && opcode < 0x70) || (opcode >= 0xe4 && opcode < 0xe8) ||
+               (opcode >= 0xec && opcode < 0xf0)) {
+      insn_.operand_size = std::min<std::uint8_t>(insn_.operand_size, 4);  // ports have 32 bits at most
     } else if (opcode == 0x8f || (opcode == 0xc6 || opcode == 0xc7)) {
       if (insn_.reg_field() != 0) {
         undefined();
@@ -623,7 +629,7 @@ class Decoder final {
     bool valid = true;
     switch (escape) {
       case 1:  // D9
-        valid = low < 0x11 ||
+        valid = low < 0x11 || (low >= 0x18 && low < 0x20) ||
                 (low >= 0x20 && low != 0x22 && low != 0x23 && low != 0x26 && low != 0x27 && low != 0x2f);
         break;
       case 2:  // DA
@@ -633,17 +639,14 @@ class Decoder final {
         valid = low < 0x20 || (low >= 0x20 && low <= 0x24) || (low >= 0x28 && low < 0x38);
         insn_.writes_flags = low >= 0x28 && low < 0x38;
         break;
-      case 4:  // DC
-        valid = low < 0x10 || low >= 0x20;
-        break;
       case 5:  // DD
-        valid = low < 0x08 || (low >= 0x10 && low < 0x30);
+        valid = low < 0x30;
         break;
       case 6:  // DE
-        valid = low < 0x10 || low == 0x19 || low >= 0x20;
+        valid = low < 0x18 || low == 0x19 || low >= 0x20;
         break;
       case 7:  // DF
-        valid = low == 0x20 || (low >= 0x28 && low < 0x38);
+        valid = low <= 0x20 || (low >= 0x28 && low < 0x38);
         insn_.writes_flags = low >= 0x28;
         if (low == 0x20) {  // FNSTSW AX
           insn_.implicit_reads = 1U << kRax;
@@ -719,6 +722,7 @@ class Decoder final {
         if (insn_.operand_prefix || insn_.repeat != 0) {
           undefined();
         }
+        insn_.operand_size = insn_.rm_size;  // MOVNTI has no 16-bit form
         break;
       case 0xc7:
         group9();
@@ -729,12 +733,6 @@ class Decoder final {
   }
 
   void control_move() {
-    // The mod field is ignored: always a register.
-    if (insn_.memory) {
-      insn_.memory = false;
-      insn_.op = Op::kUnknown;
-      return;
-    }
     insn_.operand_size = is64() ? 8 : 4;
     if (insn_.opcode == 0x20 || insn_.opcode == 0x22) {
       if (insn_.reg == 1 || (insn_.reg > 4 && insn_.reg != 8)) {
@@ -760,6 +758,10 @@ class Decoder final {
                                        Op::kLoadIdt,        Op::kStoreStatusWord, Op::kUndefined,
                                        Op::kLoadStatusWord, Op::kInvalidatePage};
       insn_.op = kOps[insn_.reg_field()];
+      return;
+    }
+    if (insn_.modrm >= 0xc0 && insn_.modrm < 0xd8 && (insn_.operand_prefix || insn_.repeat != 0)) {
+      undefined();
       return;
     }
     switch (insn_.modrm) {
@@ -819,10 +821,10 @@ class Decoder final {
       }
       return;
     }
-    if (which == 6) {
+    if (which == 7 && insn_.repeat == 0xf3) {
+      insn_.op = Op::kReadPid;
+    } else if ((which == 6 || which == 7) && insn_.repeat == 0) {
       insn_.op = Op::kRandom;
-    } else if (which == 7) {
-      insn_.op = insn_.repeat == 0xf3 ? Op::kReadPid : Op::kRandom;
     } else {
       undefined();
     }
@@ -858,6 +860,7 @@ class Decoder final {
     insn_.op = Op::kNative;
     insn_.rm_class = OperandClass::kNone;
     insn_.modrm &= 0xf8;
+    insn_.operand_size = 4;  // no prefix
   }
 
   [[nodiscard]] std::uint8_t legacy_prefix() const {
@@ -898,6 +901,9 @@ class Decoder final {
       return;
     }
     if (integer) {
+      if ((spec->rm & ~3U) == tables::kGy) {  // ADCX, ADOX: 66 says which, not how wide
+        insn_.operand_size = insn_.rm_size;
+      }
       return;
     }
     const bool mmx_form = (spec->bits & tables::kMmxToo) != 0 && prefix == 0;
@@ -968,6 +974,7 @@ class Decoder final {
       insn_.rex &= 0x48;
     }
     insn_.vvvv = static_cast<std::uint8_t>((~last >> 3) & 0xf);
+    const bool names_register = insn_.vvvv != 0;  // by all four bits, in every mode
     if (!is64()) {
       insn_.vvvv &= 7;
     }
@@ -984,18 +991,21 @@ class Decoder final {
     }
     const Spec* spec = tables::vector_spec(insn_.map, insn_.mandatory, insn_.opcode, true);
     if (spec == nullptr) {
-      vex_without_table();
+      vex_without_table(names_register);
       return;
     }
-    vex_operands(*spec);
+    vex_operands(*spec, names_register);
     take_immediate(imm_);
+    if (!is64() && insn_.map == 3 && insn_.opcode >= 0x4a && insn_.opcode <= 0x4c) {
+      insn_.immediate &= 0x7f;  // the register in its upper half is one of eight
+    }
   }
 
   // LDMXCSR and STMXCSR are all that is left.
-  void vex_without_table() {
+  void vex_without_table(bool names_register) {
     take_modrm();
     if (insn_.map == 1 && insn_.opcode == 0xae && insn_.memory && insn_.mandatory == 0 && !insn_.vex_256 &&
-        insn_.vvvv == 0 && (insn_.reg_field() == 2 || insn_.reg_field() == 3)) {
+        !names_register && (insn_.reg_field() == 2 || insn_.reg_field() == 3)) {
       insn_.op = insn_.reg_field() == 2 ? Op::kLoadMxcsr : Op::kStoreMxcsr;
       insn_.vector_use = VectorUse::kAvx;
       return;
@@ -1003,7 +1013,7 @@ class Decoder final {
     insn_.op = insn_.map == 1 ? Op::kUndefined : Op::kUnknown;
   }
 
-  void vex_operands(const Spec& spec) {
+  void vex_operands(const Spec& spec, bool names_register) {
     const std::uint32_t bits = spec.bits;
     common(spec);
     lockable_ = false;
@@ -1028,7 +1038,7 @@ class Decoder final {
       insn_.vvvv_access = (bits & tables::kVvvvRead) != 0 ? kReads : kWrites;
     } else if (uses_vvvv) {
       insn_.vvvv_class = OperandClass::kVector;
-    } else if (insn_.vvvv != 0) {
+    } else if (names_register) {
       undefined();
       return;
     }
@@ -1043,8 +1053,29 @@ class Decoder final {
       undefined();
       return;
     }
+    if (insn_.op == Op::kGather && !gather_is_valid()) {
+      undefined();
+      return;
+    }
+    // Where W is the width of a general register, 32-bit code has but one.
+    const bool wide_register = (spec.reg & ~3U) == tables::kGy || (spec.rm & ~3U) == tables::kGy;
+    if (wide_register && !is64()) {
+      insn_.rex &= 0x47;
+    }
+    if (wide_register) {
+      insn_.operand_size = insn_.rex_w() ? 8 : 4;
+    }
     insn_.alignment_16 = insn_.memory && (bits & tables::kAlignedVex) != 0;
     shift_group(false);
+  }
+
+  // A gather needs a SIB byte, and three registers that differ (SDM volume 2, VPGATHERDD).
+  [[nodiscard]] bool gather_is_valid() const {
+    if ((insn_.modrm & 7) != 4 || insn_.address_size == 2) {
+      return false;
+    }
+    const std::uint8_t index = insn_.index == kNoRegister ? 4 : insn_.index;  // here 4 is a register
+    return insn_.reg != insn_.vvvv && insn_.reg != index && insn_.vvvv != index;
   }
 
   Bytes bytes_;

@@ -80,7 +80,7 @@ constexpr Map one_byte() {
   map[0x8c] = modrm(Op::kMoveFromSegment);
   map[0x8d] = modrm(Op::kLea, kMemoryOnly);
   map[0x8e] = modrm(Op::kMoveToSegment);
-  map[0x8f] = modrm(Op::kPop, kDefault64);
+  map[0x8f] = {.op = Op::kPop, .rm = kGv | kW, .bits = kModrm | kDefault64};
   for (std::size_t i = 0x90; i < 0x98; ++i) {  // XCHG with rAX; the decoder rewrites them
     map[i] = {.op = Op::kNative, .rm = kGv | kX, .bits = kOpcodeRegister | kReadsRax | kWritesRax};
   }
@@ -173,9 +173,9 @@ constexpr Map two_byte() {
   map[0x01] = modrm(Op::kUndefined);
   map[0x02] = modrm(Op::kLoadAccess);
   map[0x03] = modrm(Op::kLoadLimit);
-  map[0x05] = plain(Op::kSyscall);
+  map[0x05] = plain(Op::kSyscall, kOnly64);
   map[0x06] = plain(Op::kClearTaskSwitched);
-  map[0x07] = plain(Op::kSysret);
+  map[0x07] = plain(Op::kSysret, kOnly64);
   map[0x08] = map[0x09] = plain(Op::kInvalidateCaches);
   map[0x0b] = plain(Op::kUndefined);  // UD2
   map[0x0d] = modrm(Op::kNop);
@@ -228,7 +228,7 @@ constexpr Map two_byte() {
   map[0xc3] = native(kGy | kR, kGy | kW, kMemoryOnly);  // MOVNTI
   map[0xc7] = modrm(Op::kUndefined);                    // group 9: by the decoder
   for (std::size_t i = 0xc8; i < 0xd0; ++i) {
-    map[i] = {.op = Op::kNative, .rm = kGy | kX, .bits = kOpcodeRegister};
+    map[i] = {.op = Op::kNative, .rm = kGv | kX, .bits = kOpcodeRegister};  // BSWAP
   }
   map[0xff] = modrm(Op::kUndefined);  // UD0
   return map;
