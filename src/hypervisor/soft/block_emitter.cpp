@@ -9,7 +9,8 @@ namespace {
 constexpr std::uint32_t kMaxInstructions = 64;
 constexpr std::int32_t kRun = offset32(offsetof(Cpu, run));
 constexpr std::int32_t kPageAddress = offset32(offsetof(Cpu, page_address));
-constexpr std::int32_t kScratch = offset32(offsetof(Cpu, scratch));
+// Kept over a look-up of the in-line TLB; the stubs use the others.
+constexpr std::int32_t kCallTarget = offset32(offsetof(Cpu, scratch)) + 24;
 constexpr std::int32_t kInterruptFlag = offset32(offsetof(Cpu, interrupt_flag));
 constexpr std::int32_t kOtherFlags = offset32(offsetof(Cpu, other_flags));
 constexpr std::int32_t kNoInterruptWaits = offset32(offsetof(Cpu, no_interrupt_waits));
@@ -470,12 +471,12 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
         out_.load(kAddress, gpr_offset(insn.rm));
       }
       if (insn.op == Op::kCallIndirect) {
-        out_.store(kScratch, kAddress);
+        out_.store(kCallTarget, kAddress);
         begin_push();
         out_.load(kTemp, kPageAddress);
         out_.lea(kTemp, kTemp, static_cast<std::int32_t>(next_offset(insn)));
         push_temp_at_probe();
-        out_.load(kAddress, kScratch);
+        out_.load(kAddress, kCallTarget);
       }
       indirect();
       return Flow::kEnd;

@@ -159,7 +159,7 @@ Processor::Stop ProcessorImpl::run() {
       return Stop::kAttention;
     }
     Stop stop = Stop::kAttention;
-    if (runner_ && runner_->ready()) {
+    if (runner_ && cpu.io.answer_count == 0 && runner_->ready()) {
       const Outcome outcome = runner_->run();
       if (finish(outcome, false, stop)) {
         return stop;
