@@ -119,7 +119,7 @@ bool read_gate(Core& core, const Event& event, Gate& gate) {
     return cpu.raise(vec::kGp, event.gate_error());
   }
   std::array<std::uint64_t, 2> bytes{};
-  if (!core.mmu.read(cpu.idt.base + entry, bytes.data(), size, As::kSystem)) {
+  if (!core.mmu.read(cpu.idt.base + entry, bytes.data(), size, system_access(cpu))) {
     return false;
   }
   const Descriptor descriptor{.low = bytes[0], .high = bytes[1]};
@@ -229,7 +229,8 @@ bool deliver_protected(Core& core, const Event& event) {
   const std::uint32_t stack_error = inner && !long_mode ? (ss.selector & 0xfffcU) | external : external;
   if (!frame.place(cpu, stack_error) ||
       !code_offset_valid(cpu, segment_of(gate.selector, code), gate.offset, external) ||
-      !mark_accessed(core, gate.selector, code) || !frame.write(core, ring < 3 ? As::kSystem : As::kCode)) {
+      !mark_accessed(core, gate.selector, code) ||
+      !frame.write(core, ring < 3 ? system_access(cpu) : As::kCode)) {
     return false;
   }
   clear_flags(cpu, gate.interrupt, flag::kTf | flag::kNt | flag::kRf | flag::kVm);

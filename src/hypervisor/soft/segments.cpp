@@ -172,7 +172,7 @@ Lookup read_descriptor(Core& core, std::uint16_t selector, bool wide, Descriptor
     return Lookup::kOutside;
   }
   std::array<std::uint64_t, 2> bytes{};
-  if (!core.mmu.read(table_entry(cpu, selector), bytes.data(), size, As::kSystem)) {
+  if (!core.mmu.read(table_entry(cpu, selector), bytes.data(), size, system_access(cpu))) {
     return Lookup::kStopped;
   }
   out = {.low = bytes[0], .high = bytes[1]};

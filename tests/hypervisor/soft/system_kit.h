@@ -171,6 +171,34 @@ class SystemKit {
     put(kGdt + selector + 8, spec.offset >> 32);
   }
 
+  // Page tables and descriptors as the tests find them.
+  void make_tables() {
+    put<std::uint64_t>(kTables, (kTables + 0x1000) | 7);
+    put<std::uint64_t>(kTables + 0x1000, (kTables + 0x2000) | 7);
+    put<std::uint64_t>(kTables + 0x2000, 0x83);  // ring 0, 2 MiB
+    put<std::uint64_t>(kTables + 0x2008, kPageTable | 7);
+    for (std::uint64_t i = 0; i < 512; ++i) {
+      put<std::uint64_t>(kPageTable + i * 8, (kPaged + i * 0x1000) | 7);
+    }
+    descriptor(kCode64, 0, 0xfffff, 0xa09b);
+    descriptor(kData, 0, 0xfffff, 0xc093);
+    descriptor(kUserCode32, 0, 0xfffff, 0xc0fb);
+    descriptor(kUserData, 0, 0xfffff, 0xc0f3);
+    descriptor(kUserCode64, 0, 0xfffff, 0xa0fb);
+    descriptor(kTask, kTss, 0x67, 0x89);
+    descriptor(kCode32, 0, 0xfffff, 0xc09b);
+    descriptor(kAbsent, 0, 0xfffff, 0xc013);
+    descriptor(kReadOnly, 0, 0xfffff, 0xc0f0);
+    descriptor(kConforming, 0, 0xfffff, 0xa09e);
+    descriptor(kLocal, kLdt, 0xf, 0x82);
+    descriptor(kCode16, 0x10000, 0xffff, 0x9b);
+    descriptor(kData16, 0x10000, 0xffff, 0x93);
+    descriptor(kRing1, 0, 0xfffff, 0xc0b3);
+    descriptor(kBroken, 0, 0xfffff, 0xe09b);  // L and D
+    descriptor(kExecuteOnly, 0, 0xfffff, 0xc0f9);
+    descriptor(kConforming32, 0, 0xfffff, 0xc09f);
+  }
+
   // --- modes
 
   void real_mode() {
@@ -262,32 +290,6 @@ class SystemKit {
   TestEnvironment env;
 
  private:
-  void make_tables() {
-    put<std::uint64_t>(kTables, (kTables + 0x1000) | 7);
-    put<std::uint64_t>(kTables + 0x1000, (kTables + 0x2000) | 7);
-    put<std::uint64_t>(kTables + 0x2000, 0x83);  // ring 0, 2 MiB
-    put<std::uint64_t>(kTables + 0x2008, kPageTable | 7);
-    for (std::uint64_t i = 0; i < 512; ++i) {
-      put<std::uint64_t>(kPageTable + i * 8, (kPaged + i * 0x1000) | 7);
-    }
-    descriptor(kCode64, 0, 0xfffff, 0xa09b);
-    descriptor(kData, 0, 0xfffff, 0xc093);
-    descriptor(kUserCode32, 0, 0xfffff, 0xc0fb);
-    descriptor(kUserData, 0, 0xfffff, 0xc0f3);
-    descriptor(kUserCode64, 0, 0xfffff, 0xa0fb);
-    descriptor(kTask, kTss, 0x67, 0x89);
-    descriptor(kCode32, 0, 0xfffff, 0xc09b);
-    descriptor(kAbsent, 0, 0xfffff, 0xc013);
-    descriptor(kReadOnly, 0, 0xfffff, 0xc0f0);
-    descriptor(kConforming, 0, 0xfffff, 0xa09e);
-    descriptor(kLocal, kLdt, 0xf, 0x82);
-    descriptor(kCode16, 0x10000, 0xffff, 0x9b);
-    descriptor(kData16, 0x10000, 0xffff, 0x93);
-    descriptor(kRing1, 0, 0xfffff, 0xc0b3);
-    descriptor(kBroken, 0, 0xfffff, 0xe09b);  // L and D
-    descriptor(kExecuteOnly, 0, 0xfffff, 0xc0f9);
-    descriptor(kConforming32, 0, 0xfffff, 0xc09f);
-  }
   void tables() {
     reset_cpu(cpu(), true);
     cpu().gdt = {.base = kGdt, .limit = 0xb7};
