@@ -24,6 +24,7 @@
 #include "base/unique_fd.h"
 #include "hypervisor/kvm/kvm_hypervisor.h"
 #include "hypervisor/kvm/kvm_probe.h"
+#include "hypervisor/soft/soft_hypervisor.h"
 
 namespace wisp {
 namespace {
@@ -64,10 +65,19 @@ std::optional<std::string> field(const std::string& text, std::string_view name)
   return std::nullopt;
 }
 
-Finding check_kvm(const HostView& host) {
+// Machines can do without KVM where the software CPU runs.
+Finding check_kvm(const HostView& host, bool software_cpu) {
   const EngineReport report = host.probe_kvm();
+  const FindingState missing = software_cpu ? FindingState::kLimited : FindingState::kBad;
   return {.name = "kvm",
-          .state = report.usable ? FindingState::kGood : FindingState::kBad,
+          .state = report.usable ? FindingState::kGood : missing,
+          .found = report.summary,
+          .advice = report.usable ? std::string() : report.advice};
+}
+
+Finding check_software_cpu(const EngineReport& report) {
+  return {.name = "software CPU",
+          .state = report.usable ? FindingState::kGood : FindingState::kLimited,
           .found = report.summary,
           .advice = report.usable ? std::string() : report.advice};
 }
@@ -243,11 +253,16 @@ EngineReport probe_real_kvm() {
 
 HostView real_host() {
   const char* path = std::getenv("PATH");
-  return {.root = {}, .path = path != nullptr ? path : "/usr/bin:/bin", .probe_kvm = probe_real_kvm};
+  return {.root = {},
+          .path = path != nullptr ? path : "/usr/bin:/bin",
+          .probe_kvm = probe_real_kvm,
+          .probe_software_cpu = describe_software_cpu};
 }
 
 std::vector<Finding> examine_host(const HostView& host) {
-  return {check_kvm(host),
+  const EngineReport software_cpu = host.probe_software_cpu();
+  return {check_kvm(host, software_cpu.usable),
+          check_software_cpu(software_cpu),
           check_memory(host),
           check_hugepages(host),
           check_tap(host),

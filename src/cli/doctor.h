@@ -30,6 +30,7 @@ struct HostView {
   std::string root;                         // put in front of every path; empty for the real host
   std::string path;                         // where programs are looked for, as $PATH
   std::function<EngineReport()> probe_kvm;  // whether KVM runs guests on hardware
+  std::function<EngineReport()> probe_software_cpu;
 };
 
 [[nodiscard]] HostView real_host();

@@ -65,15 +65,19 @@ Result<int> run(const CommandLine& command_line, const DriverTables& tables, std
   }
   WISP_ASSIGN(const auto qmp, QmpServer::create({*loop, clock, log}, process.qmp, tables, process.uuid));
 
-  WISP_ASSIGN(EngineChoice choice, choose_engine(command_line.launch.machine.accel, clock));
-  WISP_ASSIGN(const auto machine, Machine::create(command_line.launch.machine, std::move(choice.engine),
-                                                  MachineServices{.loop = *loop,
-                                                                  .log = log,
-                                                                  .clock = clock,
-                                                                  .entropy = entropy,
-                                                                  .process_start_ns = process_start_ns,
-                                                                  .seccomp = process.seccomp,
-                                                                  .judge_engine = std::move(choice.judge)}));
+  WISP_ASSIGN(EngineChoice choice,
+              choose_engine(command_line.launch.machine,
+                            EngineServices{.clock = clock, .log = log, .seccomp = process.seccomp}));
+  WISP_ASSIGN(const auto machine,
+              Machine::create(command_line.launch.machine, std::move(choice.engine),
+                              MachineServices{.loop = *loop,
+                                              .log = log,
+                                              .clock = clock,
+                                              .entropy = entropy,
+                                              .process_start_ns = process_start_ns,
+                                              .seccomp = process.seccomp,
+                                              .judge_engine = std::move(choice.judge_engine),
+                                              .other_engine = std::move(choice.other_engine)}));
   target.set_machine(machine.get());
   // Whatever happens from here on, QMP lets go of the machine before it is destroyed.
   struct Detach {

@@ -81,8 +81,9 @@ constexpr auto kOptions = std::to_array<OptionSpec>({
     {.name = "machine",
      .repeatable = true,
      .group = Group::kMachine,
-     .argument = "[type=]microvm[,dump-guest-core=on|off][,mem-share=on|off][,accel=kvm|auto][,acpi=on|off]"
-                 "[,auto-kernel-cmdline=on|off][,memory-backend=ID]",
+     .argument =
+         "[type=]microvm[,dump-guest-core=on|off][,mem-share=on|off][,accel=kvm|soft|auto][,acpi=on|off]"
+         "[,auto-kernel-cmdline=on|off][,memory-backend=ID]",
      .help = "The kind of machine. microvm is the only one and the default.",
      .example = "-machine microvm,acpi=off,mem-share=on",
      .handler = take_machine},
@@ -97,8 +98,11 @@ constexpr auto kOptions = std::to_array<OptionSpec>({
     {.name = "accel",
      .repeatable = true,
      .group = Group::kMachine,
-     .argument = "kvm|auto",
-     .help = "The CPU engine: kvm (/dev/kvm), or auto (the default), which takes the best that the host has.",
+     .argument = "kvm|soft|auto[,probe=on|off][,executor=translate|interpret|compare]",
+     .help =
+         "The CPU engine: kvm (/dev/kvm), soft (a CPU in software, for hosts without hardware "
+         "virtualization), or auto (the default), which takes kvm where the host's processor runs guests, "
+         "else soft, and says so.",
      .example = "-accel kvm",
      .handler = take_accel},
     {.name = "enable-kvm",

@@ -8,11 +8,12 @@
 
 #include "base/property.h"
 #include "hypervisor/hypervisor.h"
+#include "hypervisor/soft/execution.h"
 #include "memory/ram.h"
 
 namespace wisp {
 
-enum class Accel : std::uint8_t { kAuto, kKvm };
+enum class Accel : std::uint8_t { kAuto, kKvm, kSoft };
 
 // One -device: a driver from the table of devices (device_table.h) with options checked against its
 // PropertySpecs.
@@ -50,6 +51,9 @@ struct BootConfig {
 struct MachineConfig {
   std::string name;
   Accel accel = Accel::kAuto;
+  // Measure whether KVM runs guests' kernels on the processor before it is taken. Without, it is trusted.
+  bool probe_kvm = true;
+  soft::ExecutionOptions execution;  // where the software CPU runs the machine
   CpuConfig cpus;
   RamOptions memory{.size = 256ULL << 20};
   BootConfig boot;

@@ -64,7 +64,22 @@ Machine::~Machine() {
   }
 }
 
-Result<void> Machine::build() {
+Result<void> Machine::build_engine() {
+  WISP_TRY(build_vm());
+  if (!services_.judge_engine) {
+    return {};
+  }
+  const auto verdict = services_.judge_engine(*vm_, *new_vcpus_.front());
+  if (verdict || !services_.other_engine) {
+    return verdict;
+  }
+  new_vcpus_.clear();
+  vm_.reset();
+  WISP_ASSIGN(engine_, services_.other_engine(verdict.error()));
+  return build_vm();
+}
+
+Result<void> Machine::build_vm() {
   if (config_.cpus.max > engine_->max_vcpus()) {
     return fail("-smp: {} vCPUs are more than the {} that {} has on this host", config_.cpus.max,
                 engine_->max_vcpus(), engine_->name());
@@ -74,9 +89,11 @@ Result<void> Machine::build() {
     WISP_ASSIGN(auto vcpu, vm_->create_vcpu(id));
     new_vcpus_.push_back(std::move(vcpu));
   }
-  if (services_.judge_engine) {
-    WISP_TRY(services_.judge_engine(*vm_, *new_vcpus_.front()));
-  }
+  return {};
+}
+
+Result<void> Machine::build() {
+  WISP_TRY(build_engine());
   WISP_TRY(memory_space_.add_listener(&vm_->memory_listener()));
   if (auto added = port_space_.add_listener(&vm_->port_listener()); !added) {
     memory_space_.remove_listener(&vm_->memory_listener());

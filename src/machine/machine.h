@@ -42,6 +42,9 @@ struct MachineServices {
   // Called with the VM and its first vCPU before anything else is made, where the engine must be judged (does
   // it run ring 0 on hardware?). May be empty.
   std::function<Result<void>(Vm&, Vcpu&)> judge_engine;
+  // Called where that said no, with what it said: gives an engine to take in its place. Empty: the machine
+  // cannot be made.
+  std::function<Result<std::unique_ptr<Hypervisor>>(const Error& why)> other_engine = {};
 };
 
 class Machine final : public MachineControl, private VcpuEvents {
@@ -92,6 +95,8 @@ class Machine final : public MachineControl, private VcpuEvents {
   Machine(MachineConfig config, std::unique_ptr<Hypervisor> engine, const MachineServices& services);
 
   [[nodiscard]] Result<void> build();
+  [[nodiscard]] Result<void> build_engine();
+  [[nodiscard]] Result<void> build_vm();
   [[nodiscard]] Result<void> build_backends();
   [[nodiscard]] Result<void> build_platform();
   [[nodiscard]] Result<void> build_devices();
@@ -133,7 +138,7 @@ class Machine final : public MachineControl, private VcpuEvents {
   }
 
   MachineConfig config_;
-  const std::unique_ptr<Hypervisor> engine_;
+  std::unique_ptr<Hypervisor> engine_;
   MachineServices services_;
   RunState state_ = RunState::kCreated;
   ShutdownReason shutdown_reason_ = ShutdownReason::kHostQuit;

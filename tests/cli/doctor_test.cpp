@@ -22,6 +22,7 @@ class FakeHost : public testing::Test {
     host_.root = ::mkdtemp(name);
     host_.path = "/usr/bin:/bin";
     host_.probe_kvm = [this] { return kvm_; };
+    host_.probe_software_cpu = [this] { return software_cpu_; };
   }
   ~FakeHost() override { std::filesystem::remove_all(host_.root); }
 
@@ -38,12 +39,19 @@ class FakeHost : public testing::Test {
 
   HostView host_;
   EngineReport kvm_{.usable = true, .summary = "runs on hardware", .advice = "not shown"};
+  EngineReport software_cpu_{.usable = true, .summary = "can run machines", .advice = "not shown"};
 };
 
-TEST_F(FakeHost, KvmDecidesWhetherMachinesRun) {
+TEST_F(FakeHost, AnEngineDecidesWhetherMachinesRun) {
   EXPECT_TRUE(can_run_machines(examine_host(host_)));
   EXPECT_EQ(find("kvm").advice, "");
+  EXPECT_EQ(find("software CPU").state, FindingState::kGood);
   kvm_ = {.usable = false, .summary = "no /dev/kvm", .advice = "modprobe kvm"};
+  EXPECT_TRUE(can_run_machines(examine_host(host_)));
+  EXPECT_EQ(find("kvm").state, FindingState::kLimited);
+  EXPECT_EQ(find("kvm").advice, "modprobe kvm");
+  software_cpu_ = {.usable = false, .summary = "an old processor", .advice = "a newer one"};
+  EXPECT_EQ(find("software CPU").state, FindingState::kLimited);
   EXPECT_FALSE(can_run_machines(examine_host(host_)));
   EXPECT_EQ(find("kvm").state, FindingState::kBad);
   EXPECT_EQ(find("kvm").advice, "modprobe kvm");

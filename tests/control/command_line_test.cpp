@@ -130,6 +130,13 @@ TEST(CommandLine, MachineAndAccelerator) {
   EXPECT_EQ(machine("-accel kvm").accel, Accel::kKvm);
   EXPECT_EQ(machine("--machine microvm,accel=kvm --accel kvm").accel, Accel::kKvm);
   EXPECT_EQ(machine("-enable-kvm").accel, Accel::kKvm);
+  EXPECT_EQ(machine("-accel soft").accel, Accel::kSoft);
+  EXPECT_EQ(machine("-accel soft").execution.executor, soft::ExecutorChoice::kTranslate);
+  EXPECT_EQ(machine("-accel soft,executor=interpret").execution.executor, soft::ExecutorChoice::kInterpret);
+  EXPECT_EQ(machine("-accel soft,executor=compare").execution.executor, soft::ExecutorChoice::kCompare);
+  EXPECT_TRUE(machine("-accel kvm").probe_kvm);
+  EXPECT_FALSE(machine("-accel kvm,probe=off").probe_kvm);
+  EXPECT_TRUE(machine("-accel auto,probe=on").probe_kvm);
   EXPECT_EQ(machine("-M type=microvm -machine accel=kvm:tcg").accel, Accel::kAuto);
   EXPECT_FALSE(machine("-machine microvm,acpi=off").acpi);
   EXPECT_FALSE(machine("-machine auto-kernel-cmdline=off").boot.auto_cmdline);
@@ -329,9 +336,7 @@ TEST(CommandLine, Errors) {
       {"-machine microvm,acpi=on -machine acpi=off", "-machine: option 'acpi' is given twice"},
       {"-machine microvm -machine microvm", "-machine: option 'type' is given twice"},
       {"-machine microvm,usb=on", "-machine: option 'usb': 'on' is not one of off|no|false"},
-      {"-accel soft",
-       "-machine accel: 'soft' is not there yet: the software CPU is still to come; use kvm or auto"},
-      {"-accel xen", "-machine accel: 'xen' is not an accelerator, expected kvm or auto"},
+      {"-accel xen", "-machine accel: 'xen' is not an accelerator, expected kvm, soft or auto"},
       {"-accel kvm -machine accel=auto", "-machine: option 'accel' is given twice"},
       {"-cpu qemu64", "-cpu 'qemu64': option 'model': 'qemu64' is not one of host|max"},
       {"-cpu host,+avx",

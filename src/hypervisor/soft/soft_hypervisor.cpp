@@ -20,4 +20,13 @@ Result<std::unique_ptr<Vm>> SoftHypervisor::create_vm(const VmOptions& options) 
   return soft::SoftVm::create(options_, options);
 }
 
+EngineReport describe_software_cpu() {
+  if (!SoftHypervisor::open()) {
+    return {.usable = false,
+            .summary = "cannot run machines: the processor lacks some of x86-64-v2",
+            .advice = "use a host with SSE4.2, POPCNT and XSAVE, or show them to this virtual machine"};
+  }
+  return {.usable = true, .summary = "can run machines without KVM (-accel soft)", .advice = {}};
+}
+
 }  // namespace wisp

@@ -42,4 +42,7 @@ class SoftHypervisor final : public Hypervisor {
   const SoftOptions options_;
 };
 
+// Whether it can run here, in words for the user.
+[[nodiscard]] EngineReport describe_software_cpu();
+
 }  // namespace wisp
