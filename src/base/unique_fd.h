@@ -45,7 +45,12 @@ class UniqueFd final {
 [[nodiscard]] Result<UniqueFd> make_eventfd();
 // Adds one to an eventfd; never blocks (a full counter already says what there is to say).
 void signal_eventfd(int fd);
-// Takes the eventfd's count and sets it to 0; returns 0 where there was nothing.
+// The same for one that another process has too: that may have filled the counter and made the file blocking.
+// A full counter is left as it is, since it says already what there is to say. Filling it in the moment
+// between that look and the write holds the caller until a signal or the other process's read.
+void signal_shared_eventfd(int fd);
+// Takes the eventfd's count and sets it to 0; returns 0 where there was nothing. Never blocks, whatever
+// another process that has it did to the file's flags.
 std::uint64_t drain_eventfd(int fd);
 
 }  // namespace wisp

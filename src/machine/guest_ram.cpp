@@ -29,7 +29,7 @@ Result<std::unique_ptr<GuestRam>> GuestRam::create(const RamOptions& options, Ad
     blocks.push_back({.gpa = gpa,
                       .size = size,
                       .host = ram->block_->host() + offset,
-                      .fd = ram->block_->fd(),
+                      .fd = ram->block_->shared() ? ram->block_->fd() : -1,
                       .fd_offset = offset,
                       .dirty = nullptr});
     return {};

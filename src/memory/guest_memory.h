@@ -64,9 +64,9 @@ class DirtyBitmap final {
 // One piece of RAM at one guest address. The host mapping belongs to a RamBlock (ram.h) that outlives this.
 struct GuestMemoryBlock {
   Gpa gpa = 0;
-  std::uint64_t size = 0;                // bytes, a multiple of the page size
-  std::uint8_t* host = nullptr;          // start of the mapping
-  int fd = -1;                           // memfd or file behind it (borrowed), -1 where anonymous
+  std::uint64_t size = 0;        // bytes, a multiple of the page size
+  std::uint8_t* host = nullptr;  // start of the mapping
+  int fd = -1;  // shared memfd or file behind it (borrowed), by which others see the same bytes; else -1
   std::uint64_t fd_offset = 0;           // where in that file the block starts
   std::shared_ptr<DirtyBitmap> dirty{};  // null where writes by devices are not tracked
 };

@@ -151,6 +151,7 @@ constexpr auto kWorkerRules = std::to_array<SyscallRule>({
 
 constexpr auto kEngineRules = std::to_array<SyscallRule>({
     WISP_COMMON_RULES,
+    {.number = SYS_preadv2},
     {.number = SYS_epoll_wait},
     {.number = SYS_epoll_pwait},
     {.number = SYS_epoll_ctl},

@@ -95,7 +95,7 @@ Result<void> VhostUserDevice::start() {
   }
   // The driver may have filled the queues while nobody listened.
   for (const VhostUserQueue& queue : queues) {
-    signal_eventfd(queue.kick_fd);
+    signal_shared_eventfd(queue.kick_fd);
   }
   return {};
 }
@@ -122,7 +122,7 @@ void VhostUserDevice::stop() {
 
 void VhostUserDevice::notify(std::uint16_t queue) {
   if (running_ && queue < kick_fds_.size()) {
-    signal_eventfd(kick_fds_[queue]);
+    signal_shared_eventfd(kick_fds_[queue]);
   }
 }
 

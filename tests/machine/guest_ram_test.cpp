@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include "boot/layout.h"
+#include "machine/machine_kit.h"
 
 namespace wisp {
 namespace {
@@ -40,6 +41,22 @@ TEST_F(GuestRamTest, UpToThreeGiBIsOnePiece) {
     EXPECT_FALSE(ram->memory().slice(size, 1));
     EXPECT_FALSE(ram->memory().slice(layout::kHighRamStart, 1));
   }
+}
+
+TEST_F(GuestRamTest, ADescriptorIsToldOnlyWhereOthersSeeTheSameBytes) {
+  const test::TempDir dir;
+  const auto has_descriptor = [&](const RamOptions& options) {
+    const auto ram = GuestRam::create(options, space_);
+    EXPECT_TRUE(ram) << ram.error().message;
+    return ram && (*ram)->memory().blocks()[0].fd >= 0;
+  };
+  const std::uint64_t size = test::kMiB;
+  EXPECT_FALSE(has_descriptor({.size = size}));
+  EXPECT_TRUE(has_descriptor({.size = size, .source = RamSource::kMemfd}));
+  const std::string file = dir.image("ram", size);
+  EXPECT_TRUE(has_descriptor({.size = size, .source = RamSource::kFile, .path = file, .share = true}));
+  EXPECT_FALSE(has_descriptor({.size = size, .source = RamSource::kFile, .path = file}))
+      << "writes do not reach the file";
 }
 
 TEST_F(GuestRamTest, WhatIsLargerGoesOnAtFourGiB) {

@@ -111,6 +111,43 @@ TEST_F(BuildTest, AnEngineThatIsJudgedUnfit) {
   EXPECT_EQ(asked, 1);
 }
 
+TEST_F(BuildTest, AnotherEngineInPlaceOfAnUnfitOne) {
+  std::string why;
+  Vm* judged = nullptr;
+  const auto made =
+      Machine::create(config_, std::make_unique<FakeHypervisor>(),
+                      {.loop = *loop_,
+                       .log = log_,
+                       .clock = clock_,
+                       .entropy = entropy_,
+                       .seccomp = false,
+                       .judge_engine = [&](Vm& vm, Vcpu&) -> Result<void> {
+                         EXPECT_EQ(judged, nullptr) << "the other is not judged";
+                         judged = &vm;
+                         return fail("this engine is too slow");
+                       },
+                       .other_engine = [&](const Error& error) -> Result<std::unique_ptr<Hypervisor>> {
+                         why = error.message;
+                         return std::make_unique<FakeHypervisor>();
+                       }});
+  ASSERT_TRUE(made) << made.error().message;
+  EXPECT_EQ(why, "this engine is too slow");
+  EXPECT_NE(judged, nullptr);
+
+  const auto none = Machine::create(config_, std::make_unique<FakeHypervisor>(),
+                                    {.loop = *loop_,
+                                     .log = log_,
+                                     .clock = clock_,
+                                     .entropy = entropy_,
+                                     .seccomp = false,
+                                     .judge_engine = [](Vm&, Vcpu&) { return Result<void>(fail("slow")); },
+                                     .other_engine = [](const Error&) -> Result<std::unique_ptr<Hypervisor>> {
+                                       return fail("no other engine here");
+                                     }});
+  ASSERT_FALSE(none);
+  EXPECT_EQ(none.error().message, "no other engine here");
+}
+
 TEST_F(BuildTest, MemoryThatCannotBe) {
   config_.memory.size = 4097;
   expect_failure("-m");
@@ -185,6 +222,24 @@ TEST_F(BuildTest, MoreDevicesThanSlots) {
                                .properties = properties({{"rng", "random"}})});
   }
   expect_failure("-device virtio-rng-device,id=r59: all 64 device slots of the machine are taken");
+}
+
+TEST_F(BuildTest, AVhostUserDeviceWithoutSharedMemory) {
+  config_.chardevs.push_back({.kind = "socket",
+                              .id = "fs",
+                              .properties = properties({{"path", dir_.file("virtiofsd.sock")}}),
+                              .fds = {}});
+  config_.devices.push_back(
+      {.driver = "vhost-user-fs-device",
+       .id = "fs0",
+       .properties = properties({{"chardev", std::string("fs")}, {"tag", std::string("share")}})});
+  expect_failure("guest memory is private to this process");
+  // A file's private mapping has a descriptor all the same.
+  config_.memory.source = RamSource::kFile;
+  config_.memory.path = dir_.image("ram", config_.memory.size);
+  expect_failure("add mem-share=on to -machine");
+  config_.memory.share = true;
+  expect_failure("virtiofsd.sock");  // further on: nobody listens there
 }
 
 TEST_F(BuildTest, AKernelThatIsMissing) {
