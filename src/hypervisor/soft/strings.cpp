@@ -1,239 +1,458 @@
-// String instructions and port accesses.
+// String instructions, and ports (SDM volume 2, MOVS, STOS, LODS, SCAS, CMPS, INS, OUTS, REP; IN, OUT).
 //
-// A repeated instruction does as many iterations as lie in a page at once, at most a bounded number in a
-// call, and then comes back with rip unchanged, so that interrupts get in between. Registers are always those
-// of the iterations that are done.
+// A repeated instruction does a bounded part of its work at a time and then jumps to itself, so that
+// interrupts get in: registers always say what is done and what is left, as when it is interrupted by a
+// fault. Inside a page it works on host memory directly.
 #include <algorithm>
 #include <array>
 #include <cstring>
 
+#include "hypervisor/soft/conditions.h"
 #include "hypervisor/soft/executor.h"
 #include "hypervisor/soft/operand.h"
 
 namespace wisp::soft {
 namespace {
 
-constexpr std::uint64_t kMostBytes = 64U << 10;  // in one call
+constexpr std::uint64_t kBudget = 64U << 10;  // bytes at a time
+constexpr std::uint64_t kSingleCost = 16;     // of an element that goes through the MMU, in bytes
 
-std::uint64_t address_mask(const Insn& insn) {
-  return insn.address_size == 8 ? ~0ULL : insn.address_size == 4 ? 0xffffffffULL : 0xffffULL;
+// --- ports
+
+// Reads a port; false: the machine must answer first.
+bool read_port(Core& core, std::uint16_t port, std::uint32_t size, std::uint64_t& value) {
+  IoState& io = core.cpu.io;
+  std::array<std::uint8_t, 8> bytes{};
+  const std::span<std::uint8_t> data(bytes.data(), size);
+  if (!core.env.port_read(port, data)) {
+    if (io.answers_used == io.answer_count) {
+      io.wanted = {
+          .kind = IoState::Kind::kPortRead, .size = static_cast<std::uint8_t>(size), .address = port};
+      io.waiting = true;
+      return false;
+    }
+    bytes = io.answers[io.answers_used++].data;
+  }
+  value = 0;
+  std::memcpy(&value, bytes.data(), size);
+  return true;
 }
 
-// One string instruction under way.
-class Strings final {
+// Writes a port; false: the machine must be told of earlier writes first.
+bool write_port(Core& core, std::uint16_t port, std::uint32_t size, std::uint64_t value) {
+  IoState& io = core.cpu.io;
+  if (io.write_count == IoState::kMax) {
+    return false;
+  }
+  std::array<std::uint8_t, 8> bytes{};
+  std::memcpy(bytes.data(), &value, size);
+  if (!core.env.port_write(port, std::span(bytes.data(), size))) {
+    io.writes[io.write_count++] = {.kind = IoState::Kind::kPortWrite,
+                                   .size = static_cast<std::uint8_t>(size),
+                                   .address = port,
+                                   .data = bytes};
+  }
+  return true;
+}
+
+// Ports are at most 4 bytes wide, whatever REX.W says.
+std::uint32_t port_size(const Insn& insn) {
+  return std::min<std::uint32_t>(insn.operand_size, 4);
+}
+
+Outcome in_or_out(Core& core, const Insn& insn) {
+  Cpu& cpu = core.cpu;
+  const std::uint32_t size = port_size(insn);
+  const bool immediate = insn.opcode < 0xe8;
+  const auto port = static_cast<std::uint16_t>(immediate ? insn.immediate & 0xff : cpu.gpr[kRdx]);
+  if (!port_allowed(core, port, size)) {
+    return core.mmu.stopped();
+  }
+  if (insn.op == Op::kOut) {
+    return write_port(core, port, size, cpu.gpr[kRax]) ? Outcome::kNext : Outcome::kIo;
+  }
+  std::uint64_t value = 0;
+  if (!read_port(core, port, size, value)) {
+    return Outcome::kIo;
+  }
+  std::uint64_t& rax = cpu.gpr[kRax];
+  rax = size == 4 ? value : (rax & ~size_mask(size)) | value;
+  return Outcome::kNext;
+}
+
+// --- strings
+
+enum class Step : std::uint8_t {
+  kDone,     // one or more elements
+  kStopped,  // fault, or a device must answer
+};
+
+class StringInstruction final {
  public:
-  Strings(Core& core, const Insn& insn)
+  StringInstruction(Core& core, const Insn& insn)
       : core_(core),
         cpu_(core.cpu),
         insn_(insn),
-        size_(insn.operand_size),
-        mask_(address_mask(insn)),
+        size_(port_op() ? port_size(insn) : insn.operand_size),
+        mask_(size_mask(insn.address_size)),
         down_((core.cpu.other_flags & flag::kDf) != 0) {}
 
   Outcome run() {
+    // Also where a repetition is over before it began.
+    if (port_op() && !port_allowed(core_, static_cast<std::uint16_t>(cpu_.gpr[kRdx]), size_)) {
+      return core_.mmu.stopped();
+    }
     if (insn_.repeat == 0) {
-      return element() ? Outcome::kNext : core_.mmu.stopped();
+      return one() == Step::kDone ? Outcome::kNext : stopped();
     }
-    const bool compares = insn_.op == Op::kScanString || insn_.op == Op::kCompareString;
-    for (std::uint64_t done = 0; done < kMostBytes;) {
-      const std::uint64_t left = cpu_.gpr[kRcx] & mask_;
-      if (left == 0) {
-        return Outcome::kNext;
-      }
-      std::uint64_t count = chunk(left);
-      if (count == 0) {
-        if (!element()) {
-          return core_.mmu.stopped();
-        }
-        count = 1;
-        // Answers belong to the iteration that asked.
-        cpu_.io.answer_count = 0;
-        cpu_.io.answers_used = 0;
-      }
-      operand::write_register(cpu_, kRcx, insn_.address_size, left - count);
-      done += count * size_;
-      if (compares && ((cpu_.arithmetic_flags & flag::kZf) != 0) != (insn_.repeat == 0xf3)) {
-        return Outcome::kNext;
-      }
-      if (cpu_.io.write_count != 0) {
-        break;
-      }
+    const std::uint64_t flags = cpu_.arithmetic_flags;
+    const Outcome outcome = repeat();
+    if (outcome != Outcome::kNext) {
+      cpu_.arithmetic_flags = flags;  // comparisons write them at their end only
     }
-    return (cpu_.gpr[kRcx] & mask_) == 0 ? Outcome::kNext : Outcome::kJump;
+    return outcome;
   }
 
  private:
-  [[nodiscard]] bool source(std::uint32_t size, std::uint64_t& linear) {
-    return linear_address(cpu_, static_cast<SegmentId>(insn_.segment), cpu_.gpr[kRsi] & mask_, size,
-                          Access::kRead, linear);
-  }
-  [[nodiscard]] bool target(std::uint32_t size, Access access, std::uint64_t& linear) {
-    return linear_address(cpu_, kEs, cpu_.gpr[kRdi] & mask_, size, access, linear);
-  }
-  void advance(Gpr reg, std::uint64_t count) {
-    const std::uint64_t bytes = count * size_;
-    operand::write_register(cpu_, reg, insn_.address_size, cpu_.gpr[reg] + (down_ ? -bytes : bytes));
-  }
-
-  [[nodiscard]] bool load(std::uint64_t& value) {
-    std::uint64_t linear = 0;
-    value = 0;
-    return source(size_, linear) && core_.mmu.read(linear, &value, size_);
-  }
-
-  void compare(std::uint64_t left, std::uint64_t right) {
-    const unsigned bits = 8 * size_;
-    const std::uint64_t mask = bits == 64 ? ~0ULL : (1ULL << bits) - 1;
-    left &= mask;
-    right &= mask;
-    const std::uint64_t result = (left - right) & mask;
-    const std::uint64_t top = 1ULL << (bits - 1);
-    std::uint64_t flags = 0;
-    flags |= left < right ? flag::kCf : 0;
-    flags |= result == 0 ? flag::kZf : 0;
-    flags |= (result & top) != 0 ? flag::kSf : 0;
-    flags |= ((left ^ right) & (left ^ result) & top) != 0 ? flag::kOf : 0;
-    flags |= ((left ^ right ^ result) & 0x10) != 0 ? flag::kAf : 0;
-    flags |= __builtin_parity(static_cast<unsigned>(result & 0xff)) == 0 ? flag::kPf : 0;
-    cpu_.arithmetic_flags = flags;
+  Outcome repeat() {
+    // With the trap flag every iteration is a step.
+    std::uint64_t budget = (cpu_.other_flags & flag::kTf) != 0 ? 1 : kBudget;
+    while (count() != 0) {
+      const std::uint32_t writes = cpu_.io.write_count;
+      std::uint64_t elements = budget > 1 ? many(budget / size_) : 0;
+      std::uint64_t cost = elements * size_;
+      if (elements == 0) {
+        if (one() == Step::kStopped) {
+          return stopped();
+        }
+        elements = 1;
+        cost = kSingleCost;
+      }
+      set_sized(cpu_, kRcx, insn_.address_size, count() - elements);
+      if (ended_) {
+        break;
+      }
+      // What a device answered belongs to the iteration that asked.
+      const bool device = cpu_.io.answers_used != 0 || cpu_.io.write_count != writes;
+      if (cost >= budget || device) {
+        return count() != 0 ? Outcome::kJump : Outcome::kNext;
+      }
+      budget -= cost;
+    }
+    return Outcome::kNext;
   }
 
-  // One iteration, without the count.
-  [[nodiscard]] bool element() {
-    std::uint64_t value = 0;
-    std::uint64_t linear = 0;
+  [[nodiscard]] bool port_op() const { return insn_.op == Op::kInString || insn_.op == Op::kOutString; }
+  [[nodiscard]] Outcome stopped() const { return full_ ? Outcome::kIo : core_.mmu.stopped(); }
+  [[nodiscard]] std::uint64_t count() const { return sized(cpu_, kRcx, insn_.address_size); }
+  [[nodiscard]] std::uint64_t source() const { return sized(cpu_, kRsi, insn_.address_size); }
+  [[nodiscard]] std::uint64_t target() const { return sized(cpu_, kRdi, insn_.address_size); }
+  [[nodiscard]] SegmentId source_segment() const { return static_cast<SegmentId>(insn_.segment); }
+  void advance(Gpr reg, std::uint64_t elements) {
+    const std::uint64_t bytes = elements * size_;
+    set_sized(cpu_, reg, insn_.address_size, down_ ? cpu_.gpr[reg] - bytes : cpu_.gpr[reg] + bytes);
+  }
+  [[nodiscard]] bool locate_source(Access access, std::uint64_t& linear) {
+    return linear_address(cpu_, source_segment(), source(), size_, access, linear);
+  }
+  [[nodiscard]] bool locate_target(Access access, std::uint64_t& linear) {
+    return linear_address(cpu_, kEs, target(), size_, access, linear);
+  }
+
+  // After a read that waits for a device: the write that would follow must not fault once it was answered.
+  [[nodiscard]] bool read_for_write(std::uint64_t from, std::uint64_t& value) {
+    if (core_.mmu.read(from, &value, size_)) {
+      return true;
+    }
+    std::uint64_t to = 0;
+    if (core_.mmu.stopped_for_io() &&
+        (!locate_target(Access::kWrite, to) || !core_.mmu.probe(to, size_, Access::kWrite))) {
+      cpu_.io.waiting = false;
+    }
+    return false;
+  }
+
+  // --- one element, by way of the MMU
+
+  Step one() {
+    bool good = false;
     switch (insn_.op) {
       case Op::kMoveString:
-        if (!load(value) || !target(size_, Access::kWrite, linear) ||
-            !core_.mmu.write(linear, &value, size_)) {
-          return false;
-        }
-        advance(kRsi, 1);
-        advance(kRdi, 1);
-        return true;
+        good = move_one();
+        break;
       case Op::kStoreString:
-        if (!target(size_, Access::kWrite, linear) || !core_.mmu.write(linear, &cpu_.gpr[kRax], size_)) {
-          return false;
-        }
-        advance(kRdi, 1);
-        return true;
+        good = store_one();
+        break;
       case Op::kLoadString:
-        if (!load(value)) {
-          return false;
-        }
-        set_rax(value);
-        advance(kRsi, 1);
-        return true;
+        good = load_one();
+        break;
       case Op::kScanString:
-        if (!target(size_, Access::kRead, linear) || !core_.mmu.read(linear, &value, size_)) {
-          return false;
-        }
-        compare(cpu_.gpr[kRax], value);
-        advance(kRdi, 1);
-        return true;
-      case Op::kCompareString: {
-        std::uint64_t other = 0;
-        if (!load(value) || !target(size_, Access::kRead, linear) || !core_.mmu.read(linear, &other, size_)) {
-          return false;
-        }
-        compare(value, other);
-        advance(kRsi, 1);
-        advance(kRdi, 1);
-        return true;
-      }
+        good = scan_one();
+        break;
+      case Op::kCompareString:
+        good = compare_one();
+        break;
       case Op::kInString:
-        return in_element();
+        good = in_one();
+        break;
       default:
-        return out_element();
+        good = out_one();
+        break;
     }
+    return good ? Step::kDone : Step::kStopped;
   }
 
-  void set_rax(std::uint64_t value) {
-    if (size_ == 1) {
-      cpu_.gpr[kRax] = (cpu_.gpr[kRax] & ~0xffULL) | value;
-    } else {
-      operand::write_register(cpu_, kRax, size_, value);
-    }
-  }
-
-  [[nodiscard]] bool in_element();
-  [[nodiscard]] bool out_element();
-
-  // Iterations done at once on host memory; 0: none can be.
-  [[nodiscard]] std::uint64_t chunk(std::uint64_t left) {
-    if (down_ || (insn_.op != Op::kMoveString && insn_.op != Op::kStoreString)) {
-      return 0;
-    }
-    const auto room = [this](std::uint64_t offset) { return (kPageSize - (offset & kPageOffset)) / size_; };
-    std::uint64_t to = 0;
-    if (!target(size_, Access::kWrite, to)) {
-      return 0;
-    }
-    std::uint64_t count = std::min(left, room(to));
+  bool move_one() {
     std::uint64_t from = 0;
-    const bool moves = insn_.op == Op::kMoveString;
-    if (moves) {
-      if (!source(size_, from)) {
-        return 0;
-      }
-      count = std::min(count, room(from));
+    std::uint64_t to = 0;
+    std::uint64_t value = 0;
+    if (!locate_source(Access::kRead, from) || !read_for_write(from, value) ||
+        !locate_target(Access::kWrite, to) || !core_.mmu.write(to, &value, size_)) {
+      return false;
     }
-    const std::uint64_t limit = mask_ == ~0ULL ? count
-                                               : std::min((mask_ - (cpu_.gpr[kRdi] & mask_)) / size_,
-                                                          (mask_ - (cpu_.gpr[kRsi] & mask_)) / size_);
-    count = std::min(count, limit);
-    if (count < 2) {
-      return 0;
-    }
-    const auto bytes = static_cast<std::uint32_t>(count * size_);
-    std::uint64_t whole = 0;
-    if (!target(bytes, Access::kWrite, whole) || (moves && !source(bytes, whole))) {
-      return 0;
-    }
-    std::uint8_t* out = core_.mmu.pin(to, bytes, Access::kWrite);
-    if (out == nullptr) {
-      return 0;
-    }
-    if (moves) {
-      const std::uint8_t* in = core_.mmu.pin(from, bytes, Access::kRead);
-      if (in == nullptr) {
-        return 0;
-      }
-      copy(out, in, count);
-      advance(kRsi, count);
-    } else {
-      fill(out, count);
-    }
-    core_.mmu.wrote(to, bytes);
-    advance(kRdi, count);
-    return count;
+    advance(kRsi, 1);
+    advance(kRdi, 1);
+    return true;
   }
 
-  // As if one by one: where the target runs into the source, what was just written is read again.
-  void copy(std::uint8_t* out, const std::uint8_t* in, std::uint64_t count) const {
-    const std::uint64_t bytes = count * size_;
-    if (out + bytes <= in || in + bytes <= out) {
-      std::memcpy(out, in, bytes);
-      return;
+  bool store_one() {
+    std::uint64_t to = 0;
+    if (!locate_target(Access::kWrite, to) || !core_.mmu.write(to, &cpu_.gpr[kRax], size_)) {
+      return false;
     }
-    for (std::uint64_t i = 0; i < bytes; i += size_) {
-      std::array<std::uint8_t, 8> item{};
-      std::memcpy(item.data(), in + i, size_);
-      std::memcpy(out + i, item.data(), size_);
+    advance(kRdi, 1);
+    return true;
+  }
+
+  bool load_one() {
+    std::uint64_t from = 0;
+    std::uint64_t value = 0;
+    if (!locate_source(Access::kRead, from) || !core_.mmu.read(from, &value, size_)) {
+      return false;
+    }
+    std::uint64_t& rax = cpu_.gpr[kRax];
+    rax = size_ >= 4 ? value : (rax & ~size_mask(size_)) | value;
+    advance(kRsi, 1);
+    return true;
+  }
+
+  // Whether a repeated comparison goes on after this one.
+  void compared(std::uint64_t a, std::uint64_t b) {
+    cpu_.arithmetic_flags = compare_flags(a, b, size_);
+    const bool equal = (cpu_.arithmetic_flags & flag::kZf) != 0;
+    ended_ = equal != (insn_.repeat == 0xf3);
+  }
+
+  bool scan_one() {
+    std::uint64_t at = 0;
+    std::uint64_t value = 0;
+    if (!locate_target(Access::kRead, at) || !core_.mmu.read(at, &value, size_)) {
+      return false;
+    }
+    compared(cpu_.gpr[kRax], value);
+    advance(kRdi, 1);
+    return true;
+  }
+
+  bool compare_one() {
+    std::uint64_t first = 0;
+    std::uint64_t second = 0;
+    std::uint64_t a = 0;
+    std::uint64_t b = 0;
+    if (!locate_source(Access::kRead, first) || !core_.mmu.read(first, &a, size_) ||
+        !locate_target(Access::kRead, second) || !core_.mmu.read(second, &b, size_)) {
+      return false;
+    }
+    compared(a, b);
+    advance(kRsi, 1);
+    advance(kRdi, 1);
+    return true;
+  }
+
+  bool in_one() {
+    std::uint64_t to = 0;
+    std::uint64_t value = 0;
+    if (!locate_target(Access::kWrite, to) || !core_.mmu.probe(to, size_, Access::kWrite) ||
+        !read_port(core_, static_cast<std::uint16_t>(cpu_.gpr[kRdx]), size_, value) ||
+        !core_.mmu.write(to, &value, size_)) {
+      return false;
+    }
+    advance(kRdi, 1);
+    return true;
+  }
+
+  bool out_one() {
+    std::uint64_t from = 0;
+    std::uint64_t value = 0;
+    if (!locate_source(Access::kRead, from) || !core_.mmu.read(from, &value, size_)) {
+      return false;
+    }
+    if (!write_port(core_, static_cast<std::uint16_t>(cpu_.gpr[kRdx]), size_, value)) {
+      full_ = true;
+      return false;
+    }
+    advance(kRsi, 1);
+    return true;
+  }
+
+  // --- many elements, inside one page of each operand, upwards
+
+  // How many of at most `most` elements from `offset` on lie in one page; sets `linear`. 0: none, or the
+  // slow way must find out why.
+  std::uint64_t run_of(SegmentId segment, std::uint64_t offset, std::uint64_t most, Access access,
+                       std::uint64_t& linear) {
+    if (!linear_address(cpu_, segment, offset, size_, access, linear)) {
+      return 0;
+    }
+    const std::uint64_t room = std::min(kPageSize - (linear & kPageOffset), mask_ - offset);
+    const std::uint64_t elements = std::min(most, room / size_);
+    std::uint64_t last = 0;
+    if (elements == 0 ||
+        !linear_address(cpu_, segment, offset + (elements - 1) * size_, size_, access, last)) {
+      return 0;
+    }
+    return elements;
+  }
+  [[nodiscard]] std::uint8_t* pin(std::uint64_t linear, std::uint64_t elements, Access access) {
+    return core_.mmu.pin(linear, static_cast<std::uint32_t>(elements * size_), access);
+  }
+
+  // Does up to `most` elements; 0: do one the slow way.
+  std::uint64_t many(std::uint64_t most) {
+    most = std::min(most, count());
+    if (down_ || most < 2 || cpu_.io.answer_count != 0) {
+      return 0;
+    }
+    switch (insn_.op) {
+      case Op::kMoveString:
+        return move_many(most);
+      case Op::kStoreString:
+        return store_many(most);
+      case Op::kScanString:
+        return scan_many(most);
+      case Op::kCompareString:
+        return compare_many(most);
+      default:
+        return 0;
     }
   }
-  void fill(std::uint8_t* out, std::uint64_t count) const {
-    if (size_ == 1) {
-      std::memset(out, static_cast<int>(cpu_.gpr[kRax] & 0xff), count);
-      return;
+
+  std::uint64_t move_many(std::uint64_t most) {
+    std::uint64_t from = 0;
+    std::uint64_t to = 0;
+    const std::uint64_t readable = run_of(source_segment(), source(), most, Access::kRead, from);
+    const std::uint64_t elements = readable == 0 ? 0 : run_of(kEs, target(), readable, Access::kWrite, to);
+    if (elements == 0) {
+      return 0;
     }
-    if (cpu_.gpr[kRax] == 0) {
-      std::memset(out, 0, count * size_);
-      return;
+    const std::uint8_t* source_bytes = pin(from, elements, Access::kRead);
+    std::uint8_t* target_bytes = source_bytes == nullptr ? nullptr : pin(to, elements, Access::kWrite);
+    if (target_bytes == nullptr || !copy_upwards(target_bytes, source_bytes, elements * size_)) {
+      return 0;
     }
-    for (std::uint64_t i = 0; i < count; ++i) {
-      std::memcpy(out + i * size_, &cpu_.gpr[kRax], size_);
+    core_.mmu.wrote(to, static_cast<std::uint32_t>(elements * size_));
+    advance(kRsi, elements);
+    advance(kRdi, elements);
+    return elements;
+  }
+
+  // Copies as element after element does. False: not this way.
+  [[nodiscard]] bool copy_upwards(std::uint8_t* to, const std::uint8_t* from, std::size_t bytes) const {
+    const auto distance =
+        static_cast<std::uint64_t>(to - from);  // the host's addresses: large if `to` is below
+    if (distance >= bytes) {
+      std::memmove(to, from, bytes);
+      return true;
     }
+    if (distance == 0) {
+      return true;
+    }
+    if (distance < size_) {
+      return false;  // each element changes the one after it while that is read
+    }
+    // The first `distance` bytes over and over.
+    for (std::size_t done = 0; done < bytes;) {
+      const std::size_t part = std::min<std::size_t>(distance + done, bytes - done);
+      std::memcpy(to + done, from, part);
+      done += part;
+    }
+    return true;
+  }
+
+  std::uint64_t store_many(std::uint64_t most) {
+    std::uint64_t to = 0;
+    const std::uint64_t elements = run_of(kEs, target(), most, Access::kWrite, to);
+    std::uint8_t* bytes = elements == 0 ? nullptr : pin(to, elements, Access::kWrite);
+    if (bytes == nullptr) {
+      return 0;
+    }
+    const std::size_t total = elements * size_;
+    const std::uint64_t value = cpu_.gpr[kRax];
+    const bool same =
+        std::uint64_t{static_cast<std::uint8_t>(value)} * (0x0101010101010101 & size_mask(size_)) ==
+        (value & size_mask(size_));
+    if (same) {
+      std::memset(bytes, static_cast<int>(value & 0xff), total);
+    } else {
+      for (std::size_t at = 0; at < total; at += size_) {
+        std::memcpy(bytes + at, &value, size_);
+      }
+    }
+    core_.mmu.wrote(to, static_cast<std::uint32_t>(total));
+    advance(kRdi, elements);
+    return elements;
+  }
+
+  [[nodiscard]] std::uint64_t element_at(const std::uint8_t* bytes, std::uint64_t index) const {
+    std::uint64_t value = 0;
+    std::memcpy(&value, bytes + index * size_, size_);
+    return value;
+  }
+
+  std::uint64_t scan_many(std::uint64_t most) {
+    std::uint64_t at = 0;
+    const std::uint64_t elements = run_of(kEs, target(), most, Access::kRead, at);
+    const std::uint8_t* bytes = elements == 0 ? nullptr : pin(at, elements, Access::kRead);
+    if (bytes == nullptr) {
+      return 0;
+    }
+    const std::uint64_t wanted = cpu_.gpr[kRax] & size_mask(size_);
+    const bool while_equal = insn_.repeat == 0xf3;
+    std::uint64_t done = 0;
+    std::uint64_t value = 0;
+    do {
+      value = element_at(bytes, done++);
+    } while (done < elements && (value == wanted) == while_equal);
+    compared(wanted, value);
+    advance(kRdi, done);
+    return done;
+  }
+
+  std::uint64_t compare_many(std::uint64_t most) {
+    std::uint64_t first = 0;
+    std::uint64_t second = 0;
+    const std::uint64_t readable = run_of(source_segment(), source(), most, Access::kRead, first);
+    const std::uint64_t elements = readable == 0 ? 0 : run_of(kEs, target(), readable, Access::kRead, second);
+    if (elements == 0) {
+      return 0;
+    }
+    const std::uint8_t* left = pin(first, elements, Access::kRead);
+    const std::uint8_t* right = left == nullptr ? nullptr : pin(second, elements, Access::kRead);
+    if (right == nullptr) {
+      return 0;
+    }
+    const bool while_equal = insn_.repeat == 0xf3;
+    std::uint64_t done = 0;
+    std::uint64_t a = 0;
+    std::uint64_t b = 0;
+    do {
+      a = element_at(left, done);
+      b = element_at(right, done++);
+    } while (done < elements && (a == b) == while_equal);
+    compared(a, b);
+    advance(kRsi, done);
+    advance(kRdi, done);
+    return done;
   }
 
   Core& core_;
@@ -242,102 +461,17 @@ class Strings final {
   const std::uint32_t size_;
   const std::uint64_t mask_;
   const bool down_;
+  bool ended_ = false;  // a comparison stopped the repetition
+  bool full_ = false;   // no room for another write to a port
 };
-
-// Reads a port: the engine's, or what the machine answered; false: the machine must answer first.
-bool read_port(Core& core, std::uint16_t port, std::uint8_t* out, std::uint32_t size) {
-  IoState& io = core.cpu.io;
-  if (core.env.port_read(port, std::span(out, size))) {
-    return true;
-  }
-  if (io.answers_used < io.answer_count) {
-    std::copy_n(io.answers[io.answers_used++].data.begin(), size, out);
-    return true;
-  }
-  io.wanted = {.kind = IoState::Kind::kPortRead, .size = static_cast<std::uint8_t>(size), .address = port};
-  io.waiting = true;
-  return false;
-}
-
-void write_port(Core& core, std::uint16_t port, const std::uint8_t* in, std::uint32_t size) {
-  if (core.env.port_write(port, std::span(in, size))) {
-    return;
-  }
-  IoState& io = core.cpu.io;
-  if (io.write_count < IoState::kMax) {
-    IoState::Access& access = io.writes[io.write_count++];
-    access = {.kind = IoState::Kind::kPortWrite, .size = static_cast<std::uint8_t>(size), .address = port};
-    std::copy_n(in, size, access.data.begin());
-  }
-}
-
-bool Strings::in_element() {
-  std::uint64_t linear = 0;
-  std::array<std::uint8_t, 8> data{};
-  const auto port = static_cast<std::uint16_t>(cpu_.gpr[kRdx]);
-  // All that can fault comes before the read, which may have an effect.
-  if (!target(size_, Access::kWrite, linear) || !core_.mmu.probe(linear, size_, Access::kWrite) ||
-      !read_port(core_, port, data.data(), size_) || !core_.mmu.write(linear, data.data(), size_)) {
-    return false;
-  }
-  advance(kRdi, 1);
-  return true;
-}
-
-bool Strings::out_element() {
-  std::uint64_t value = 0;
-  if (!load(value)) {
-    return false;
-  }
-  std::array<std::uint8_t, 8> data{};
-  std::memcpy(data.data(), &value, sizeof value);
-  write_port(core_, static_cast<std::uint16_t>(cpu_.gpr[kRdx]), data.data(), size_);
-  advance(kRsi, 1);
-  return true;
-}
-
-Outcome in_out(Core& core, const Insn& insn) {
-  Cpu& cpu = core.cpu;
-  const std::uint32_t size = std::min<std::uint32_t>(insn.operand_size, 4);
-  const auto port =
-      static_cast<std::uint16_t>(insn.immediate_size != 0 ? insn.immediate & 0xff : cpu.gpr[kRdx] & 0xffff);
-  if (!port_allowed(core, port, size)) {
-    return core.mmu.stopped();
-  }
-  std::array<std::uint8_t, 8> data{};
-  if (insn.op == Op::kOut) {
-    std::memcpy(data.data(), &cpu.gpr[kRax], sizeof data);
-    write_port(core, port, data.data(), size);
-    return Outcome::kNext;
-  }
-  if (!read_port(core, port, data.data(), size)) {
-    return Outcome::kIo;
-  }
-  std::uint64_t value = 0;
-  std::memcpy(&value, data.data(), size);
-  if (size == 1) {
-    cpu.gpr[kRax] = (cpu.gpr[kRax] & ~0xffULL) | value;
-  } else {
-    operand::write_register(cpu, kRax, size, value);
-  }
-  return Outcome::kNext;
-}
 
 }  // namespace
 
 Outcome execute_string(Core& core, const Insn& insn) {
   if (insn.op == Op::kIn || insn.op == Op::kOut) {
-    return in_out(core, insn);
+    return in_or_out(core, insn);
   }
-  if (insn.op == Op::kInString || insn.op == Op::kOutString) {
-    Insn narrow = insn;
-    narrow.operand_size = std::min<std::uint8_t>(insn.operand_size, 4);
-    if (!port_allowed(core, static_cast<std::uint16_t>(core.cpu.gpr[kRdx]), narrow.operand_size)) {
-      return core.mmu.stopped();
-    }
-    return Strings(core, narrow).run();
-  }
-  return Strings(core, insn).run();
+  return StringInstruction(core, insn).run();
 }
 
 }  // namespace wisp::soft

@@ -16,9 +16,12 @@ constexpr std::size_t kHeader = 512;
 
 using Vector = std::array<std::uint8_t, 32>;
 
+// A component that its bit in the header calls initial is zero, whatever lies in its place.
 Vector read_vector(const Cpu& cpu, std::uint8_t reg) {
   Vector value{};
-  std::copy_n(cpu.vectors.begin() + static_cast<std::ptrdiff_t>(kXmm + 16U * reg), 16, value.begin());
+  if ((cpu.vectors[kHeader] & 2) != 0) {
+    std::copy_n(cpu.vectors.begin() + static_cast<std::ptrdiff_t>(kXmm + 16U * reg), 16, value.begin());
+  }
   if ((cpu.vectors[kHeader] & 4) != 0) {
     std::copy_n(cpu.vectors.begin() + static_cast<std::ptrdiff_t>(kYmmHigh + 16U * reg), 16,
                 value.begin() + 16);
@@ -37,6 +40,35 @@ void write_vector(Cpu& cpu, std::uint8_t reg, const Vector& value) {
   std::copy_n(value.begin() + 16, 16,
               cpu.vectors.begin() + static_cast<std::ptrdiff_t>(kYmmHigh + 16U * reg));
   cpu.vectors[kHeader] |= 6;
+}
+
+constexpr std::size_t kStatusWord = 2;
+constexpr std::size_t kTagByte = 4;
+constexpr std::size_t kFpuRegisters = 32;
+constexpr std::size_t kFpuRegisterSize = 16;
+
+// What every MMX instruction begins with: #MF where an exception of the x87 unit is pending; then all
+// registers are in use and the top of their stack is 0, so that MM0 lies first (SDM volume 1, 9.5 and 9.6).
+bool enter_mmx(Cpu& cpu) {
+  auto& area = cpu.vectors;
+  if ((area[kHeader] & 1) == 0) {
+    std::fill_n(area.begin(), 24, std::uint8_t{0});
+    std::fill_n(area.begin() + kFpuRegisters, 8 * kFpuRegisterSize, std::uint8_t{0});
+    area[0] = 0x7f;  // control word 37F
+    area[1] = 0x03;
+    area[kHeader] |= 1;
+  }
+  if ((area[kStatusWord] & 0x80) != 0) {
+    return cpu.raise(vec::kMf);
+  }
+  const std::size_t top = area[kStatusWord + 1] >> 3 & 7;
+  const auto registers = area.begin() + kFpuRegisters;
+  // They are stored from the top on: register 0 stands (8 - top) places behind.
+  std::rotate(registers, registers + static_cast<std::ptrdiff_t>((8 - top) % 8 * kFpuRegisterSize),
+              registers + 8 * kFpuRegisterSize);
+  area[kStatusWord + 1] &= 0xc7;
+  area[kTagByte] = 0xff;
+  return true;
 }
 
 bool element_wanted(const Vector& mask, std::size_t index, std::size_t size) {
@@ -64,6 +96,11 @@ Outcome gather(Core& core, const Insn& insn) {
   base.index = kNoRegister;
   const std::uint64_t start = effective_address(cpu, base);
   const std::uint64_t address_mask = insn.address_size == 8 ? ~0ULL : 0xffffffffULL;
+  // From here on the mask says of each whole element whether it is still to be gathered.
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::uint8_t wanted = element_wanted(mask, i, data) ? 0xff : 0;
+    std::fill_n(mask.begin() + static_cast<std::ptrdiff_t>(i * data), data, wanted);
+  }
   const auto finish = [&](bool whole) {
     // On a fault, what was gathered before stays, with its mask cleared.
     if (whole) {
@@ -149,10 +186,14 @@ Outcome mask_move_bytes(Core& core, const Insn& insn) {
   Vector source{};
   Vector mask{};
   if (mmx) {
-    // MMX registers lie in the x87 registers' slots, counted from the top of the stack: MMX code runs with
-    // the top at 0.
-    std::copy_n(cpu.vectors.begin() + 32 + 16 * insn.reg, 8, source.begin());
-    std::copy_n(cpu.vectors.begin() + 32 + 16 * insn.rm, 8, mask.begin());
+    if (!enter_mmx(cpu)) {
+      return Outcome::kFault;
+    }
+    const auto slot = [&cpu](std::uint8_t reg) {
+      return cpu.vectors.begin() + static_cast<std::ptrdiff_t>(kFpuRegisters + kFpuRegisterSize * reg);
+    };
+    std::copy_n(slot(insn.reg), 8, source.begin());
+    std::copy_n(slot(insn.rm), 8, mask.begin());
   } else {
     source = read_vector(cpu, insn.reg);
     mask = read_vector(cpu, insn.rm);

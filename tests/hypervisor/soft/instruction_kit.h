@@ -1,0 +1,128 @@
+// Runs single instructions of the groups that are done in C++ on the processor of the paging kit.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "hypervisor/soft/decoder.h"
+#include "hypervisor/soft/paging_kit.h"
+
+namespace wisp::soft {
+
+// A machine around the processor that has nothing of its own.
+class BareEnvironment final : public Environment {
+ public:
+  std::uint64_t read_tsc() override { return 0; }
+  CpuidEntry cpuid(std::uint32_t leaf, std::uint32_t subleaf) override {
+    return {.leaf = leaf, .subleaf = subleaf};
+  }
+  std::optional<std::uint64_t> read_msr(std::uint32_t /*index*/) override { return std::nullopt; }
+  MsrWrite write_msr(std::uint32_t /*index*/, std::uint64_t /*value*/) override { return MsrWrite::kUnknown; }
+  std::uint64_t read_cr8() override { return 0; }
+  void write_cr8(std::uint64_t /*value*/) override {}
+  bool port_read(std::uint16_t /*port*/, std::span<std::uint8_t> /*data*/) override { return false; }
+  bool port_write(std::uint16_t /*port*/, std::span<const std::uint8_t> /*data*/) override { return false; }
+  std::uint64_t hypercall(std::uint64_t /*number*/,
+                          std::span<const std::uint64_t, 4> /*arguments*/) override {
+    return 0;
+  }
+  std::uint64_t random() override { return 4; }
+  void note(const std::string& /*what*/) override {}
+};
+
+class InstructionKit : public PagingKit {
+ public:
+  static constexpr std::uint64_t kStack = 0x3f0000;  // linear and physical
+
+  InstructionKit() : core_{.cpu = cpu(), .mmu = mmu(), .memory = memory(), .env = env} {
+    for (std::uint64_t offset = 0; offset < 0x10000; offset += kPageSize) {
+      map(kStack - 0x10000 + offset, kStack - 0x10000 + offset);
+    }
+    cpu().gpr[kRsp] = kStack - 0x1000;
+    cpu().rip = 0x401000;
+    // The registers of vectors: all in their initial state, which is not in memory.
+    cpu().cr4 |= cr4::kOsfxsr | cr4::kOsxsave;
+    cpu().xcr0 = 7;
+  }
+
+  // 32-bit code and a flat stack, without paging.
+  void code32() {
+    unpaged_mode();
+    cpu().gpr[kRsp] = kStack - 0x1000;
+  }
+  // 16-bit code and stack, still flat; segments of 64 KiB.
+  void code16() {
+    unpaged_mode();
+    for (Segment& segment : cpu().segments) {
+      segment.attributes &= 0x0fff;
+      segment.limit = 0xffff;
+    }
+    cpu().gpr[kRsp] = 0x8000;
+    cpu().rip = 0x1000;
+  }
+
+  Core& core() { return core_; }
+  Insn decoded(const std::vector<std::uint8_t>& code) {
+    const bool big = cpu().segments[kCs].big();
+    Insn insn;
+    EXPECT_EQ(decode(code,
+                     cpu().code64() ? CodeSize::k64
+                     : big          ? CodeSize::k32
+                                    : CodeSize::k16,
+                     insn),
+              DecodeResult::kDone);
+    EXPECT_EQ(insn.length, code.size());
+    return insn;
+  }
+  // What kNext leaves is where the group leaves it: rip does not move.
+  Outcome run(const std::vector<std::uint8_t>& code) {
+    const Insn insn = decoded(code);
+    cpu().fault = {};
+    cpu().io.answers_used = 0;
+    Outcome outcome = Outcome::kNext;
+    if (insn.op == Op::kUndefined) {
+      (void)cpu().raise(vec::kUd);
+      outcome = Outcome::kFault;
+    } else if (insn.op == Op::kLea || (insn.op >= Op::kMoveFromSegment && insn.op <= Op::kTranslateByte) ||
+               (insn.op >= Op::kDivide && insn.op <= Op::kDecimalAdjust)) {
+      outcome = execute_integer(core_, insn);
+    } else if ((insn.op >= Op::kPush && insn.op <= Op::kBound) ||
+               (insn.op >= Op::kClearCarry && insn.op <= Op::kSalc)) {
+      outcome = execute_control(core_, insn);
+    } else if (insn.op >= Op::kIn && insn.op <= Op::kCompareString) {
+      outcome = execute_string(core_, insn);
+    } else {
+      EXPECT_GE(insn.op, Op::kGather);
+      outcome = execute_vector(core_, insn);
+    }
+    if (outcome != Outcome::kIo) {
+      cpu().io.answer_count = 0;
+    }
+    return outcome;
+  }
+  // Answers what the instruction asks, until it asks no more.
+  Outcome run_with_answers(const std::vector<std::uint8_t>& code,
+                           const std::function<void(IoState::Access&)>& answer) {
+    for (;;) {
+      const Outcome outcome = run(code);
+      IoState& io = cpu().io;
+      if (outcome != Outcome::kIo || !io.waiting || io.answer_count == IoState::kMax) {
+        return outcome;
+      }
+      io.waiting = false;
+      answer(io.wanted);
+      io.answers[io.answer_count++] = io.wanted;
+    }
+  }
+  // "" where it ran, else the fault.
+  std::string faults(const std::vector<std::uint8_t>& code) { return outcome(run(code) != Outcome::kFault); }
+
+  BareEnvironment env;
+
+ private:
+  Core core_;
+};
+
+}  // namespace wisp::soft
