@@ -128,7 +128,9 @@ bool BlockEmitter::emit(std::uint32_t page_offset, EmittedBlock& block) {
 
   Flow flow = Flow::kContinue;
   while (flow == Flow::kContinue) {
-    if (offset_ >= static_cast<std::int64_t>(4096) || block.instructions >= kMaxInstructions || out_.full()) {
+    starts_.push_back(out_.size());
+    if (offset_ >= static_cast<std::int64_t>(kPageSize) || block.instructions >= kMaxInstructions ||
+        out_.full()) {
       jump_to(offset_);
       break;
     }
@@ -144,7 +146,6 @@ bool BlockEmitter::emit(std::uint32_t page_offset, EmittedBlock& block) {
       out_.jump(stubs_.leave_at);
       break;
     }
-    starts_.push_back(out_.size());
     ++block.instructions;
     const bool check = check_interrupts_;
     check_interrupts_ = false;
@@ -163,9 +164,9 @@ bool BlockEmitter::emit(std::uint32_t page_offset, EmittedBlock& block) {
     }
   }
   block.guest_bytes = static_cast<std::uint32_t>(offset_) - page_offset;
-  starts_.push_back(out_.size());
-  // What follows the last instruction, for those that come back after it.
   if (flow == Flow::kEnd) {
+    // What follows the last instruction, for those that come back after it.
+    starts_.push_back(out_.size());
     out_.constant(kAddress, static_cast<std::uint64_t>(offset_));
     out_.jump(stubs_.leave_at);
   }
