@@ -17,9 +17,10 @@ std::size_t entry_index(std::uint64_t page) {
 std::size_t line_index(std::uint64_t linear) {
   return (linear >> 12) % kTlbEntries;
 }
-// A tag that no page of this entry has: that of a page of the next one.
+// A tag that no access to a page of this entry matches: that of the page before it. (An access that runs into
+// the next page would match that one.)
 std::uint64_t no_tag(std::size_t index) {
-  return -(((index + 1) % kTlbEntries) << 12);
+  return -(((index + kTlbEntries - 1) % kTlbEntries) << 12);
 }
 std::uint64_t no_jump(std::size_t index) {
   return -(((index + 1) % kJumpEntries) << 2);
