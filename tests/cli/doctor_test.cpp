@@ -136,13 +136,14 @@ TEST(Doctor, TheRealHostIsExaminedWithoutATrace) {
     return std::distance(begin(open_files), end(open_files));
   };
   const auto before = count();
-  EXPECT_EQ(examine_host(host).size(), 11U);
+  EXPECT_EQ(examine_host(host).size(), 12U);
   EXPECT_EQ(count(), before);
 }
 
 TEST(Doctor, ArgumentsAndStatus) {
   HostView host = real_host();
   host.probe_kvm = [] { return EngineReport{.usable = false, .summary = "none", .advice = "get one"}; };
+  host.probe_software_cpu = host.probe_kvm;
   testing::internal::CaptureStdout();
   EXPECT_EQ(run_doctor(std::vector<std::string>{"--json"}, host), 1);
   EXPECT_EQ(nlohmann::json::parse(testing::internal::GetCapturedStdout())["machines"], false);
