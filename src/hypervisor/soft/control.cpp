@@ -1,4 +1,5 @@
 // Jumps, calls and returns, the stack, and flags (SDM volume 2).
+#include <algorithm>
 #include <array>
 
 #include "hypervisor/soft/conditions.h"
@@ -203,37 +204,44 @@ Outcome pop_all(Core& core, const Insn& insn) {
   return Outcome::kNext;
 }
 
+// What is pushed can be read as a frame pointer by the same instruction, so nothing is held back; where it
+// faults, something may have been written below the stack.
 Outcome enter(Core& core, const Insn& insn) {
   Cpu& cpu = core.cpu;
   const std::uint32_t size = insn.operand_size;
   const std::uint32_t wide = stack_address_size(cpu);
   const std::uint64_t mask = size_mask(wide);
   const std::uint32_t level = insn.immediate2 & 31;
-  const std::uint64_t frame_pointer = (cpu.gpr[kRsp] - size) & mask;
-  StackFrame frame(cpu.segments[kSs], cpu.gpr[kRsp], wide, size);
-  frame.push(cpu.gpr[kRbp]);
+  std::uint64_t top = cpu.gpr[kRsp];
+  std::uint64_t linear = 0;
+  const auto push_below = [&](std::uint64_t value) {
+    top = (top - size) & mask;
+    return linear_address(cpu, kSs, top, size, Access::kWrite, linear) &&
+           core.mmu.write(linear, &value, size);
+  };
+  if (!push_below(cpu.gpr[kRbp])) {
+    return core.mmu.stopped();
+  }
+  const std::uint64_t frame_pointer = top;
   for (std::uint32_t i = 1; i < level; ++i) {
     const std::uint64_t offset = (cpu.gpr[kRbp] - std::uint64_t{i} * size) & mask;
-    std::uint64_t linear = 0;
     std::uint64_t value = 0;
     if (!linear_address(cpu, kSs, offset, size, Access::kRead, linear) ||
-        !core.mmu.read(linear, &value, size)) {
+        !core.mmu.read(linear, &value, size) || !push_below(value)) {
       return core.mmu.stopped();
     }
-    frame.push(value);
   }
-  if (level != 0) {
-    frame.push(frame_pointer);
+  if (level != 0 && !push_below(frame_pointer)) {
+    return core.mmu.stopped();
   }
   // The new top must be writable, though nothing is written there.
-  const std::uint64_t top = (frame.sp() - (insn.immediate & 0xffff)) & mask;
-  std::uint64_t linear = 0;
-  if (!frame.place(cpu, 0) || !linear_address(cpu, kSs, top, 1, Access::kWrite, linear) ||
-      !core.mmu.probe(linear, 1, Access::kWrite) || !frame.write(core, As::kCode)) {
+  top = (top - (insn.immediate & 0xffff)) & mask;
+  if (!linear_address(cpu, kSs, top, 1, Access::kWrite, linear) ||
+      !core.mmu.probe(linear, 1, Access::kWrite)) {
     return core.mmu.stopped();
   }
   set_sized(cpu, kRsp, wide, top);
-  set_sized(cpu, kRbp, wide, frame_pointer);
+  operand::write_register(cpu, kRbp, std::min(size, wide), frame_pointer);
   return Outcome::kNext;
 }
 

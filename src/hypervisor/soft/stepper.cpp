@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 
+#include "hypervisor/soft/fpu_environment.h"
 #include "hypervisor/soft/host_features.h"
 
 namespace wisp::soft {
@@ -13,6 +14,23 @@ namespace {
 constexpr std::size_t kCodeSize = 4U << 20;
 constexpr std::size_t kThunkRoom = 256;  // more than one instruction ever takes
 constexpr std::size_t kCacheEntries = 8192;
+
+// Whether an unmasked exception of the store that was just run keeps its result back: all but that of an
+// inexact result do (SDM volume 1, 8.5).
+bool x87_store_is_held_back(const Cpu& cpu) {
+  constexpr std::uint8_t kAllButPrecision = 0x1f;
+  return x87_exception_pending(cpu) && (cpu.vectors[2] & ~cpu.vectors[0] & kAllButPrecision) != 0;
+}
+
+// Whether the instruction raises #MF where an x87 exception is pending.
+bool waits_for_x87(const Insn& insn) {
+  if (insn.vector_use == VectorUse::kX87) {
+    const bool stores_word = insn.reg_field() == 7 && (insn.opcode == 0xd9 || insn.opcode == 0xdd);
+    return !stores_word;  // FNSTCW, FNSTSW
+  }
+  // CVTPI2PS and CVTPI2PD from memory do not wait.
+  return insn.reg_class == OperandClass::kMmx || (insn.rm_class == OperandClass::kMmx && insn.opcode != 0x2a);
+}
 
 }  // namespace
 
@@ -270,10 +288,39 @@ Outcome Stepper::native(const Insn& insn, const std::uint8_t** thunk) {
   if (insn.vector_use != VectorUse::kNone && !vector_allowed(core_.cpu, insn.vector_use)) {
     return Outcome::kFault;
   }
+  // Where both would fault, a pending x87 exception comes before the operand.
+  if (insn.memory && waits_for_x87(insn) && x87_exception_pending(core_.cpu)) {
+    (void)core_.cpu.raise(vec::kMf);
+    return Outcome::kFault;
+  }
   if (*thunk == nullptr) {
     *thunk = thunk_for(insn);
   }
   return insn.memory ? native_on_memory(insn, *thunk) : enter(*thunk);
+}
+
+// The operand's fault is set. But an exception of a store's own operation comes before it, and an x87 store
+// with an unmasked one stores nothing.
+Outcome Stepper::operand_faulted(const Insn& insn, const std::uint8_t* code) {
+  const bool stores = (insn.rm_access & kWrites) != 0;
+  if (!stores || (insn.vector_use != VectorUse::kX87 && insn.feature != Feature::kF16c)) {
+    return Outcome::kFault;
+  }
+  Cpu& cpu = core_.cpu;
+  const Fault fault = cpu.fault;
+  const auto vectors = cpu.vectors;
+  alignas(64) std::array<std::uint8_t, 64> nowhere{};
+  cpu.scratch[1] = reinterpret_cast<std::uint64_t>(nowhere.data());
+  const Outcome outcome = enter(code);
+  if (outcome != Outcome::kNext) {
+    return outcome;
+  }
+  if (insn.vector_use == VectorUse::kX87 && waits_for_x87(insn) && x87_store_is_held_back(cpu)) {
+    return Outcome::kNext;
+  }
+  cpu.vectors = vectors;
+  cpu.fault = fault;
+  return Outcome::kFault;
 }
 
 Outcome Stepper::native_on_memory(const Insn& insn, const std::uint8_t* code) {
@@ -285,7 +332,12 @@ Outcome Stepper::native_on_memory(const Insn& insn, const std::uint8_t* code) {
   std::uint64_t linear = 0;
   if (!linear_address(cpu, static_cast<SegmentId>(insn.segment), effective_address(cpu, insn), size, access,
                       linear)) {
-    return Outcome::kFault;
+    // #GP of a misaligned operand comes before #SS.
+    if (insn.alignment_16 && cpu.code64() &&
+        (cpu.segments[insn.segment].base + effective_address(cpu, insn)) % size != 0) {
+      (void)cpu.raise(vec::kGp, 0);
+    }
+    return operand_faulted(insn, code);
   }
   if (insn.alignment_16 && linear % size != 0) {
     (void)cpu.raise(vec::kGp, 0);
@@ -301,14 +353,15 @@ Outcome Stepper::native_on_memory(const Insn& insn, const std::uint8_t* code) {
     return outcome;
   }
   if (cpu.fault.vector != 0xff) {
-    return Outcome::kFault;
+    return operand_faulted(insn, code);
   }
   // Across pages, or a device.
   if (writes && !mmu.probe(linear, size, Access::kWrite)) {
-    return Outcome::kFault;
+    return operand_faulted(insn, code);
   }
   alignas(64) std::array<std::uint8_t, 64> staging{};
-  const bool reads = !writes || (insn.rm_access & kReads) != 0;
+  // An x87 store with an unmasked exception stores nothing.
+  const bool reads = !writes || (insn.rm_access & kReads) != 0 || insn.vector_use == VectorUse::kX87;
   if (reads && !mmu.read(linear, staging.data(), size)) {
     return mmu.stopped();
   }

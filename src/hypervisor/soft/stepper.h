@@ -56,6 +56,7 @@ class Stepper final {
   [[nodiscard]] Outcome run(const Insn& insn, const std::uint8_t** thunk);
   [[nodiscard]] Outcome native(const Insn& insn, const std::uint8_t** thunk);
   [[nodiscard]] Outcome native_on_memory(const Insn& insn, const std::uint8_t* code);
+  [[nodiscard]] Outcome operand_faulted(const Insn& insn, const std::uint8_t* code);
   [[nodiscard]] Outcome enter(const std::uint8_t* code);
   [[nodiscard]] const std::uint8_t* thunk_for(const Insn& insn);
   void forget_thunks();

@@ -105,6 +105,7 @@ class StringInstruction final {
     if (insn_.repeat == 0) {
       return one() == Step::kDone ? Outcome::kNext : stopped();
     }
+    set_sized(cpu_, kRcx, insn_.address_size, count());  // clears the upper half, even of a count of 0
     const std::uint64_t flags = cpu_.arithmetic_flags;
     const Outcome outcome = repeat();
     if (outcome != Outcome::kNext) {
@@ -259,8 +260,9 @@ class StringInstruction final {
     std::uint64_t second = 0;
     std::uint64_t a = 0;
     std::uint64_t b = 0;
-    if (!locate_source(Access::kRead, first) || !core_.mmu.read(first, &a, size_) ||
-        !locate_target(Access::kRead, second) || !core_.mmu.read(second, &b, size_)) {
+    // The processor looks at the second operand first.
+    if (!locate_target(Access::kRead, second) || !core_.mmu.read(second, &b, size_) ||
+        !locate_source(Access::kRead, first) || !core_.mmu.read(first, &a, size_)) {
       return false;
     }
     compared(a, b);

@@ -97,10 +97,11 @@ Outcome gather(Core& core, const Insn& insn) {
   const std::uint64_t start = effective_address(cpu, base);
   const std::uint64_t address_mask = insn.address_size == 8 ? ~0ULL : 0xffffffffULL;
   // From here on the mask says of each whole element whether it is still to be gathered.
-  for (std::size_t i = 0; i < count; ++i) {
+  for (std::size_t i = 0; i < length / data; ++i) {
     const std::uint8_t wanted = element_wanted(mask, i, data) ? 0xff : 0;
     std::fill_n(mask.begin() + static_cast<std::ptrdiff_t>(i * data), data, wanted);
   }
+  std::fill(mask.begin() + static_cast<std::ptrdiff_t>(length), mask.end(), std::uint8_t{0});
   const auto finish = [&](bool whole) {
     // On a fault, what was gathered before stays, with its mask cleared.
     if (whole) {

@@ -1,0 +1,284 @@
+// The software CPU against the host's own processor: random instructions with random operands, run by both
+// from the same state; registers, flags, memory and faults must come out the same.
+//
+// WISP_DIFF_CASES sets the number of cases (default 200,000 for each executor), WISP_DIFF_SEED the first
+// seed.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "hypervisor/soft/case_generator.h"
+#include "hypervisor/soft/guest_runner.h"
+#include "hypervisor/soft/native_runner.h"
+
+namespace wisp::soft {
+namespace {
+
+std::uint64_t setting(const char* name, std::uint64_t fallback) {
+  const char* text = std::getenv(name);
+  return text != nullptr ? std::strtoull(text, nullptr, 0) : fallback;
+}
+
+// Arithmetic flags that the SDM leaves undefined. Instructions that the host's processor runs for the
+// software CPU leave the same there, so only those that are done otherwise are named.
+std::uint64_t undefined_flags(const Insn& insn) {
+  switch (insn.op) {
+    case Op::kDivide:
+    case Op::kDivideSigned:
+      return flag::kArithmetic;
+    case Op::kBitTest:
+    case Op::kBitSet:
+    case Op::kBitReset:
+    case Op::kBitComplement:
+      return flag::kOf | flag::kSf | flag::kAf | flag::kPf;
+    default:
+      return 0;
+  }
+}
+
+// Compares two results of a case; collects what differs.
+class Judge {
+ public:
+  Judge(const Case& one, const Insn& insn, const CaseResult& native, const CaseResult& guest)
+      : case_(one), insn_(insn), native_(native), guest_(guest) {}
+
+  // Empty where they agree, else the names of what differs.
+  std::string differences() {
+    if (guest_.end != CaseResult::End::kException) {
+      return " does not end;";
+    }
+    // SDM: a call looks at its target before it pushes; this host's processors do it the other way round.
+    if (insn_.op == Op::kCallIndirect && guest_.vector == vec::kGp && native_.vector != vec::kGp) {
+      return "";
+    }
+    // MASKMOVQ with an empty mask: whether it can fault is the processor's own affair.
+    if (insn_.op == Op::kMaskMoveBytes && native_.vector == vec::kPf && guest_.vector != vec::kPf &&
+        mask_is_empty()) {
+      return "";
+    }
+    if (native_.vector != guest_.vector) {
+      differ(fmt::format("vector {} for {}", guest_.vector, native_.vector));
+      return text_;
+    }
+    if (native_.vector == vec::kPf) {
+      // Which byte of a long operand is touched first is the processor's own affair.
+      const std::uint64_t keep = insn_.op == Op::kFpuEnvironment ? ~0xfffULL : ~0ULL;
+      if (!masked_) {
+        number("cr2", guest_.cr2 & keep, native_.cr2 & keep);
+      }
+    }
+    // The host's kernel hides whether there is something at its own addresses.
+    const bool kernels = native_.vector == vec::kPf && native_.cr2 >= 0x7ffffffff000;
+    const bool has_error = native_.vector >= vec::kTs && native_.vector <= vec::kPf;
+    if (has_error && !(masked_ && native_.vector == vec::kPf)) {
+      number("error code", guest_.error & ~(kernels ? 1U : 0U), native_.error & ~(kernels ? 1U : 0U));
+    }
+    number("rip", guest_.rip, native_.rip);
+    for (std::size_t i = 0; i < 16; ++i) {
+      // Where a repetition with 32-bit addresses faults, this host has cleared the upper halves already.
+      const bool half =
+          (i == kRcx || i == kRsi || i == kRdi) && insn_.address_size == 4 && insn_.repeat != 0 && !ended();
+      const std::uint64_t keep = half ? 0xffffffff : ~0ULL;
+      number(fmt::format("r{}", i), guest_.gpr[i] & keep, native_.gpr[i] & keep);
+    }
+    const std::uint64_t flags =
+        (flag::kArithmetic | flag::kDf | flag::kIf | flag::kNt | flag::kAc | flag::kId) &
+        ~undefined_flags(insn_);
+    number("flags", guest_.rflags & flags, native_.rflags & flags);
+    bytes("fcw", 0, 2);
+    // VCVTPS2PH to memory that faults has told of its exceptions on the host.
+    if (ended() || !insn_.memory || (insn_.rm_access & kWrites) == 0) {
+      bytes("mxcsr", 24, 4);
+    }
+    // An MMX instruction whose operand faults has switched the x87 unit to MMX on the host: it is run again
+    // anyway.
+    const bool mmx = insn_.reg_class == OperandClass::kMmx || insn_.rm_class == OperandClass::kMmx;
+    if (ended() || !mmx) {
+      bytes("fsw", 2, 2);
+      bytes("ftw", 4, 1);
+      for (std::size_t i = 0; i < 8; ++i) {
+        bytes(fmt::format("st{}", i), 32 + 16 * i, 10);
+      }
+    }
+    for (std::size_t i = 0; i < 16; ++i) {
+      bytes(fmt::format("xmm{}", i), 160 + 16 * i, 16);
+      bytes(fmt::format("ymm{}", i), 576 + 16 * i, 16);
+    }
+    memory();
+    return text_;
+  }
+
+ private:
+  [[nodiscard]] bool ended() const { return native_.vector == vec::kBp || native_.vector == vec::kDb; }
+  [[nodiscard]] bool mask_is_empty() const {
+    const bool mmx = insn_.rm_class == OperandClass::kMmx;
+    const unsigned top = case_.vectors[3] >> 3 & 7;
+    const std::size_t at = mmx ? 32 + 16U * ((insn_.rm - top) & 7U) : 160 + 16U * insn_.rm;
+    for (std::size_t i = 0; i < (mmx ? 8U : 16U); ++i) {
+      if ((case_.vectors[at + i] & 0x80) != 0) {
+        return false;
+      }
+    }
+    return true;
+  }
+  void differ(const std::string& what) { text_ += " " + what + ";"; }
+  void number(const std::string& what, std::uint64_t guest, std::uint64_t native) {
+    if (guest != native) {
+      differ(fmt::format("{} {:#x} for {:#x}", what, guest, native));
+    }
+  }
+  void bytes(const std::string& what, std::size_t at, std::size_t size) {
+    if (std::memcmp(guest_.vectors.data() + at, native_.vectors.data() + at, size) != 0) {
+      differ(what + " " + hex(guest_.vectors.data() + at, size) + "for " +
+             hex(native_.vectors.data() + at, size));
+    }
+  }
+  static std::string hex(const std::uint8_t* data, std::size_t size) {
+    std::string text;
+    for (std::size_t i = size; i > 0; --i) {
+      text += fmt::format("{:02x}", data[i - 1]);
+    }
+    return text + " ";
+  }
+  void memory() {
+    for (std::size_t i = 0; i < kCaseDataSize; ++i) {
+      if (guest_.data[i] == native_.data[i]) {
+        continue;
+      }
+      const std::uint64_t linear = kCaseData + i;
+      if (insn_.op == Op::kFpuEnvironment && linear >= case_.target + 6 && linear < case_.target + 28) {
+        continue;  // where the last x87 instruction was: not kept
+      }
+      if (insn_.op == Op::kCallIndirect && native_.vector == vec::kGp && linear < case_.gpr[kRsp] &&
+          linear + 8 >= case_.gpr[kRsp]) {
+        continue;  // the host has pushed the return address before it looks at the target, below the stack
+      }
+      if (insn_.vector_use == VectorUse::kX87 && insn_.memory_size == 10 && !ended()) {
+        continue;  // FSTP m80 and FBSTP have stored the half that could be
+      }
+      differ(fmt::format("byte {:#x}: {:02x} for {:02x}", linear, guest_.data[i], native_.data[i]));
+      return;
+    }
+  }
+
+  const Case& case_;
+  const Insn& insn_;
+  const CaseResult& native_;
+  const CaseResult& guest_;
+  // Masked stores touch their elements in an order of the processor's own.
+  const bool masked_ = insn_.op == Op::kMaskMoveBytes || insn_.op == Op::kMaskMove;
+  std::string text_{};
+};
+
+class Differential {
+ public:
+  explicit Differential(ExecutorChoice executor) : guest_(executor) {}
+
+  void run(std::uint64_t seed, std::uint64_t count) {
+    auto guest_result = std::make_unique<CaseResult>();
+    for (std::uint64_t batch = 0; batch * NativeRunner::kMost < count; ++batch) {
+      CaseGenerator generator(seed + batch, NativeRunner::fs_base());
+      auto data = std::make_unique<CaseData>();
+      generator.make_data(*data);
+      std::vector<Case> cases(NativeRunner::kMost);
+      std::vector<Insn> insns(NativeRunner::kMost);
+      for (std::size_t i = 0; i < cases.size(); ++i) {
+        generator.make_case(cases[i], insns[i]);
+      }
+      const std::string trouble = native_.run(cases, *data);
+      if (!trouble.empty()) {
+        ADD_FAILURE() << "seed " << seed + batch << ": " << trouble;
+      }
+      for (std::size_t i = 0; i < cases.size(); ++i) {
+        const CaseResult& native = native_.result(i);
+        if (native.end == CaseResult::End::kNone) {
+          break;
+        }
+        if (native.end == CaseResult::End::kHang) {
+          ++hangs_;
+          continue;
+        }
+        guest_.run(cases[i], *data, NativeRunner::fs_base(), *guest_result);
+        ++compared_;
+        ended_well_ += native.vector == vec::kBp || native.vector == vec::kDb ? 1U : 0U;
+        const std::string differences = Judge(cases[i], insns[i], native, *guest_result).differences();
+        if (!differences.empty()) {
+          note(cases[i], insns[i], native, differences, seed + batch);
+        }
+      }
+    }
+  }
+
+  void report() {
+    for (const auto& [kind, finding] : findings_) {
+      ADD_FAILURE() << kind << ", " << finding.count << " times, first:" << finding.example;
+    }
+    for (const std::string& note : guest_.notes()) {
+      if (note.find("does not have") != std::string::npos) {
+        ADD_FAILURE() << note;
+      }
+    }
+    EXPECT_LT(hangs_, 1 + compared_ / 1000);
+    EXPECT_GT(ended_well_, compared_ / 2) << "of " << compared_;
+    fmt::print("{} cases compared, {} ended without a fault, {} left out\n", compared_, ended_well_, hangs_);
+  }
+
+ private:
+  struct Finding {
+    std::uint64_t count = 0;
+    std::string example{};
+  };
+  void note(const Case& one, const Insn& insn, const CaseResult& native, const std::string& differences,
+            std::uint64_t seed) {
+    const bool group = insn.map == 0 && ((insn.opcode & 0xfc) == 0x80 || (insn.opcode & 0xf6) == 0xf6 ||
+                                         (insn.opcode & 0xf8) == 0xd8 || (insn.opcode & 0xec) == 0xc0);
+    const std::string kind = fmt::format("map {} opcode {:02x}{}{}{}", insn.map, insn.opcode,
+                                         group || (insn.map == 1 && insn.opcode >= 0x71 && insn.opcode < 0x74)
+                                             ? fmt::format(" /{}", insn.reg_field())
+                                             : "",
+                                         insn.vex ? " VEX" : "", insn.memory ? " memory" : "");
+    Finding& finding = findings_[kind];
+    if (++finding.count > 1) {
+      return;
+    }
+    std::string bytes;
+    for (std::size_t i = 0; i < one.length; ++i) {
+      bytes += fmt::format(" {:02x}", one.bytes[i]);
+    }
+    for (std::size_t i = 0; i < 16; ++i) {
+      bytes += fmt::format("{}{:x}", i == 0 ? " (registers " : " ", one.gpr[i]);
+    }
+    bytes += ")";
+    finding.example = fmt::format(
+        "{} at {:#x}, operand at {:#x}, flags {:#x}{}, seed {}, host's vector {}:{}", bytes, one.rip,
+        one.target, one.rflags, one.single_step ? " stepping" : "", seed, native.vector, differences);
+  }
+
+  NativeRunner native_{};
+  GuestRunner guest_;
+  std::map<std::string, Finding> findings_{};
+  std::uint64_t compared_ = 0;
+  std::uint64_t ended_well_ = 0;
+  std::uint64_t hangs_ = 0;
+};
+
+void compare(ExecutorChoice executor) {
+  Differential differential(executor);
+  differential.run(setting("WISP_DIFF_SEED", 1), setting("WISP_DIFF_CASES", 200000));
+  differential.report();
+}
+
+TEST(SoftAgainstNative, Interpreter) {
+  compare(ExecutorChoice::kInterpret);
+}
+TEST(SoftAgainstNative, Translator) {
+  compare(ExecutorChoice::kTranslate);
+}
+
+}  // namespace
+}  // namespace wisp::soft
