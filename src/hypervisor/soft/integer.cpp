@@ -282,12 +282,14 @@ Outcome compare_exchange(Core& core, const Insn& insn) {
   Cpu& cpu = core.cpu;
   const bool wide = insn.op == Op::kCompareExchange16;
   const std::uint32_t size = wide ? 16 : 8;
+  // In 64-bit code; a misaligned operand comes before one outside of its segment.
+  const std::uint64_t base = insn.segment >= kFs ? cpu.segments[insn.segment].base : 0;
+  if (wide && (base + effective_address(cpu, insn)) % 16 != 0) {
+    return operand::general_protection(core);
+  }
   std::uint64_t linear = 0;
   if (!operand::locate(core, insn, size, Access::kWrite, linear)) {
     return core.mmu.stopped();
-  }
-  if (wide && linear % 16 != 0) {
-    return operand::general_protection(core);
   }
   const auto pair = [&cpu, wide](Gpr low, Gpr high) {
     return wide ? Pair{.low = cpu.gpr[low], .high = cpu.gpr[high]}

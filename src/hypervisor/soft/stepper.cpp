@@ -333,8 +333,8 @@ Outcome Stepper::native_on_memory(const Insn& insn, const std::uint8_t* code) {
   if (!linear_address(cpu, static_cast<SegmentId>(insn.segment), effective_address(cpu, insn), size, access,
                       linear)) {
     // #GP of a misaligned operand comes before #SS.
-    if (insn.alignment_16 && cpu.code64() &&
-        (cpu.segments[insn.segment].base + effective_address(cpu, insn)) % size != 0) {
+    const std::uint64_t base = insn.segment >= kFs ? cpu.segments[insn.segment].base : 0;
+    if (insn.alignment_16 && cpu.code64() && (base + effective_address(cpu, insn)) % size != 0) {
       (void)cpu.raise(vec::kGp, 0);
     }
     return operand_faulted(insn, code);

@@ -118,8 +118,8 @@ void CaseGenerator::make_data(CaseData& data) {
 void CaseGenerator::make_bytes() {
   std::size_t at = 0;
   const auto put = [&](std::uint64_t byte) { case_.bytes[at++] = static_cast<std::uint8_t>(byte); };
-  for (std::uint8_t& byte : case_.bytes) {
-    byte = static_cast<std::uint8_t>(random_());
+  for (std::size_t i = 0; i < kMaxInsnLength; ++i) {
+    case_.bytes[i] = static_cast<std::uint8_t>(random_());
   }
   if (chance(4)) {
     return;  // anything
@@ -228,6 +228,46 @@ bool CaseGenerator::suits() const {
       return insn_.opcode != 0xae;
     default:
       return filter_ == nullptr || filter_(insn_);
+  }
+}
+
+// Whether it can stand among others: what it leaves undefined, or what the host does in its own way where it
+// faults, must not show.
+bool CaseGenerator::suits_sequence() const {
+  switch (insn_.op) {
+    case Op::kNative:
+      return insn_.segment != kFs && !(insn_.vector_use == VectorUse::kX87 && insn_.memory_size == 10);
+    case Op::kNop:
+    case Op::kLea:
+    case Op::kPush:
+    case Op::kPushImm:
+    case Op::kPop:
+    case Op::kPushFlags:
+    case Op::kLeave:
+    case Op::kMoveOffset:
+    case Op::kTranslateByte:
+    case Op::kCompareExchange8:
+    case Op::kCompareExchange16:
+    case Op::kClearCarry:
+    case Op::kSetCarry:
+    case Op::kComplementCarry:
+    case Op::kClearDirection:
+    case Op::kSetDirection:
+    case Op::kSahf:
+    case Op::kLahf:
+    case Op::kLoadMxcsr:
+    case Op::kStoreMxcsr:
+    case Op::kVectorZeroAll:
+    case Op::kMaskMove:
+      return insn_.segment != kFs;
+    case Op::kMoveString:
+    case Op::kStoreString:
+    case Op::kLoadString:
+    case Op::kScanString:
+    case Op::kCompareString:
+      return insn_.segment != kFs && insn_.address_size == 8;
+    default:
+      return false;
   }
 }
 
@@ -446,18 +486,93 @@ void CaseGenerator::relative_branch() {
   }
 }
 
+// Makes bytes of an instruction that lies at case_.rip; false: not this one.
+bool CaseGenerator::next_of_sequence(bool first) {
+  make_bytes();
+  if (decode(case_.bytes, CodeSize::k64, insn_) != DecodeResult::kDone || !suits() || !suits_sequence()) {
+    return false;
+  }
+  case_.length = insn_.length;
+  const bool accesses = insn_.memory && insn_.op != Op::kLea && insn_.op != Op::kNop;
+  if (!accesses) {
+    return true;
+  }
+  const bool fixed = insn_.base == kRipBase || insn_.op == Op::kMoveOffset;
+  if (!fixed && !first && !chance(15)) {
+    return false;
+  }
+  // Registers are changed for the first one only; later ones find what is there.
+  const auto registers = case_.gpr;
+  const std::uint32_t size = insn_.memory_size != 0 ? insn_.memory_size : 8U;
+  if (!aim_at(chance(97) ? window() & ~std::uint64_t{chance(80) ? 31U : 0U} : address(size))) {
+    return false;
+  }
+  if (!first) {
+    case_.gpr = registers;
+  }
+  return decode(case_.bytes, CodeSize::k64, insn_) == DecodeResult::kDone && insn_.length == case_.length;
+}
+
+void CaseGenerator::make_sequence(Case& out) {
+  make_registers();
+  make_vectors();
+  case_.gpr[kRsp] = window() & ~7ULL;
+  case_.gpr[kRsi] = chance(80) ? window() : case_.gpr[kRsi];
+  case_.gpr[kRdi] = chance(80) ? window() : case_.gpr[kRdi];
+  case_.gpr[kRcx] = chance(60) ? below(24) : case_.gpr[kRcx];
+  case_.single_step = false;
+  case_.sequence = true;
+  const std::uint64_t start =
+      chance(10) ? kCaseCode + 0x1000 - below(60) : kCaseCode + 32 + below(kCaseCodeSize - 256);
+  std::array<std::uint8_t, Case::kMostBytes> code{};
+  std::array<std::size_t, 16> starts{};
+  const std::size_t count = 2 + below(10);
+  std::size_t at = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    starts[i] = at;
+    case_.rip = start + at;
+    if (i + 1 < count && chance(12)) {
+      code[at] = chance(85) ? static_cast<std::uint8_t>(0x70 | (random_() & 15)) : 0xeb;
+      at += 2;  // the distance comes below
+      continue;
+    }
+    while (!next_of_sequence(i == 0)) {
+    }
+    std::copy_n(case_.bytes.begin(), case_.length, code.begin() + static_cast<std::ptrdiff_t>(at));
+    at += case_.length;
+  }
+  starts[count] = at;
+  for (std::size_t i = 0; i < count; ++i) {
+    const bool jump =
+        starts[i + 1] == starts[i] + 2 && ((code[starts[i]] & 0xf0) == 0x70 || code[starts[i]] == 0xeb);
+    if (jump) {
+      const std::size_t to = i + 1 + below(count - i);
+      code[starts[i] + 1] = static_cast<std::uint8_t>(starts[to] - starts[i] - 2);
+    }
+  }
+  case_.bytes = code;
+  case_.length = static_cast<std::uint8_t>(at);
+  case_.rip = start;
+  out = case_;
+}
+
+void CaseGenerator::make_registers() {
+  for (std::uint64_t& reg : case_.gpr) {
+    reg = value();
+  }
+  case_.rflags = 0x202 | (random_() & flag::kArithmetic) | (chance(20) ? flag::kDf : 0);
+}
+
 void CaseGenerator::make_case(Case& out, Insn& insn) {
+  case_.sequence = false;
   for (;;) {
     make_bytes();
     if (decode(case_.bytes, CodeSize::k64, insn_) != DecodeResult::kDone || !suits()) {
       continue;
     }
     case_.length = insn_.length;
-    for (std::uint64_t& reg : case_.gpr) {
-      reg = value();
-    }
+    make_registers();
     case_.gpr[kRsp] = chance(50) ? window() & ~7ULL : case_.gpr[kRsp];
-    case_.rflags = 0x202 | (random_() & flag::kArithmetic) | (chance(20) ? flag::kDf : 0);
     case_.target = 0;
     place_code();
     make_vectors();

@@ -17,6 +17,8 @@ class CaseGenerator final {
   void make_data(CaseData& data);
   // `insn` is what the decoder says of the case's bytes.
   void make_case(Case& out, Insn& insn);
+  // Up to a dozen instructions that run one after another, with jumps forward among them.
+  void make_sequence(Case& out);
   // Only instructions for which this holds; null: all.
   void set_filter(bool (*filter)(const Insn&)) { filter_ = filter; }
 
@@ -29,6 +31,9 @@ class CaseGenerator final {
   [[nodiscard]] std::uint64_t code_address();
   void make_bytes();
   [[nodiscard]] bool suits() const;
+  [[nodiscard]] bool suits_sequence() const;
+  [[nodiscard]] bool next_of_sequence(bool first);
+  void make_registers();
   void place_code();
   void make_vectors();
   void prepare_operation();

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -97,6 +98,11 @@ GuestRunner::GuestRunner(ExecutorChoice executor)
       if (same >= 20) {
         processor_->cpu().run = 0;
       }
+      if (same >= 150) {
+        std::fprintf(stderr, "a case at %#llx does not end, and the processor cannot be stopped\n",
+                     static_cast<unsigned long long>(case_rip_.load()));
+        std::abort();
+      }
     }
   });
 }
@@ -189,6 +195,7 @@ void GuestRunner::run(const Case& one, const CaseData& data, std::uint64_t fs_ba
   std::memcpy(ram_ + kDataPages, data.data(), data.size());
   write_code(one, true);
   reset_state(one, fs_base);
+  case_rip_ = one.rip;
   ++progress_;
   const Processor::Stop stop = processor_->run();
   ++progress_;

@@ -44,7 +44,8 @@ class GuestRunner final {
   std::unique_ptr<NoMmio> mmio_;
   std::shared_ptr<SharedCode> code_;
   std::unique_ptr<Processor> processor_;
-  std::atomic<std::uint64_t> progress_ = 0;
+  std::atomic<std::uint64_t> progress_ = 0;  // odd while a case runs
+  std::atomic<std::uint64_t> case_rip_ = 0;
   std::jthread watchdog_;
 };
 

@@ -1,4 +1,4 @@
-// One instruction with the state before it, and what became of it: the common language of the host's own
+// Instructions with the state before them, and what became of it: the common language of the host's own
 // processor and the software CPU in the differential test.
 #pragma once
 
@@ -20,8 +20,10 @@ inline constexpr std::uint64_t kCaseReadOnly = kCaseData + kCaseDataSize;  // on
 inline constexpr std::uint64_t kCaseGsBase = kCaseData + 0x800;
 
 struct Case {
-  std::array<std::uint8_t, 15> bytes{};
+  static constexpr std::size_t kMostBytes = 160;
+  std::array<std::uint8_t, kMostBytes> bytes{};
   std::uint8_t length = 0;
+  bool sequence = false;     // more than one instruction
   bool single_step = false;  // with TF set, for what may jump to itself
   std::uint64_t rip = 0;
   std::uint64_t target = 0;  // linear address of the memory operand, where there is one

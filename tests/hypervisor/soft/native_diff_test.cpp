@@ -63,6 +63,8 @@ class Judge {
     }
     if (native_.vector != guest_.vector) {
       differ(fmt::format("vector {} for {}", guest_.vector, native_.vector));
+      number("rip", guest_.rip, native_.rip);
+      number("cr2", guest_.cr2, native_.cr2);
       return text_;
     }
     if (native_.vector == vec::kPf) {
@@ -92,13 +94,14 @@ class Judge {
     number("flags", guest_.rflags & flags, native_.rflags & flags);
     bytes("fcw", 0, 2);
     // VCVTPS2PH to memory that faults has told of its exceptions on the host.
-    if (ended() || !insn_.memory || (insn_.rm_access & kWrites) == 0) {
+    const bool stores = case_.sequence || (insn_.memory && (insn_.rm_access & kWrites) != 0);
+    if (ended() || !stores) {
       bytes("mxcsr", 24, 4);
     }
     // An MMX instruction whose operand faults has switched the x87 unit to MMX on the host: it is run again
     // anyway.
     const bool mmx = insn_.reg_class == OperandClass::kMmx || insn_.rm_class == OperandClass::kMmx;
-    if (ended() || !mmx) {
+    if (ended() || !(mmx || case_.sequence)) {
       bytes("fsw", 2, 2);
       bytes("ftw", 4, 1);
       for (std::size_t i = 0; i < 8; ++i) {
@@ -177,7 +180,7 @@ class Judge {
 
 class Differential {
  public:
-  explicit Differential(ExecutorChoice executor) : guest_(executor) {}
+  Differential(ExecutorChoice executor, bool sequences) : guest_(executor), sequences_(sequences) {}
 
   void run(std::uint64_t seed, std::uint64_t count) {
     auto guest_result = std::make_unique<CaseResult>();
@@ -188,7 +191,11 @@ class Differential {
       std::vector<Case> cases(NativeRunner::kMost);
       std::vector<Insn> insns(NativeRunner::kMost);
       for (std::size_t i = 0; i < cases.size(); ++i) {
-        generator.make_case(cases[i], insns[i]);
+        if (sequences_) {
+          generator.make_sequence(cases[i]);
+        } else {
+          generator.make_case(cases[i], insns[i]);
+        }
       }
       const std::string trouble = native_.run(cases, *data);
       if (!trouble.empty()) {
@@ -224,7 +231,7 @@ class Differential {
       }
     }
     EXPECT_LT(hangs_, 1 + compared_ / 1000);
-    EXPECT_GT(ended_well_, compared_ / 2) << "of " << compared_;
+    EXPECT_GT(ended_well_, compared_ * 2 / 5) << "of " << compared_;
     fmt::print("{} cases compared, {} ended without a fault, {} left out\n", compared_, ended_well_, hangs_);
   }
 
@@ -237,11 +244,13 @@ class Differential {
             std::uint64_t seed) {
     const bool group = insn.map == 0 && ((insn.opcode & 0xfc) == 0x80 || (insn.opcode & 0xf6) == 0xf6 ||
                                          (insn.opcode & 0xf8) == 0xd8 || (insn.opcode & 0xec) == 0xc0);
-    const std::string kind = fmt::format("map {} opcode {:02x}{}{}{}", insn.map, insn.opcode,
-                                         group || (insn.map == 1 && insn.opcode >= 0x71 && insn.opcode < 0x74)
-                                             ? fmt::format(" /{}", insn.reg_field())
-                                             : "",
-                                         insn.vex ? " VEX" : "", insn.memory ? " memory" : "");
+    const std::string kind =
+        one.sequence ? "a sequence" + differences.substr(0, differences.find(' ', 1))
+                     : fmt::format("map {} opcode {:02x}{}{}{}", insn.map, insn.opcode,
+                                   group || (insn.map == 1 && insn.opcode >= 0x71 && insn.opcode < 0x74)
+                                       ? fmt::format(" /{}", insn.reg_field())
+                                       : "",
+                                   insn.vex ? " VEX" : "", insn.memory ? " memory" : "");
     Finding& finding = findings_[kind];
     if (++finding.count > 1) {
       return;
@@ -261,23 +270,31 @@ class Differential {
 
   NativeRunner native_{};
   GuestRunner guest_;
+  const bool sequences_;
   std::map<std::string, Finding> findings_{};
   std::uint64_t compared_ = 0;
   std::uint64_t ended_well_ = 0;
   std::uint64_t hangs_ = 0;
 };
 
-void compare(ExecutorChoice executor) {
-  Differential differential(executor);
-  differential.run(setting("WISP_DIFF_SEED", 1), setting("WISP_DIFF_CASES", 200000));
+void compare(ExecutorChoice executor, bool sequences) {
+  Differential differential(executor, sequences);
+  const std::uint64_t cases = setting("WISP_DIFF_CASES", 200000);
+  differential.run(setting("WISP_DIFF_SEED", 1), sequences ? cases / 2 : cases);
   differential.report();
 }
 
 TEST(SoftAgainstNative, Interpreter) {
-  compare(ExecutorChoice::kInterpret);
+  compare(ExecutorChoice::kInterpret, false);
 }
 TEST(SoftAgainstNative, Translator) {
-  compare(ExecutorChoice::kTranslate);
+  compare(ExecutorChoice::kTranslate, false);
+}
+TEST(SoftAgainstNative, InterpreterInSequence) {
+  compare(ExecutorChoice::kInterpret, true);
+}
+TEST(SoftAgainstNative, TranslatorInSequence) {
+  compare(ExecutorChoice::kTranslate, true);
 }
 
 }  // namespace
