@@ -69,10 +69,9 @@ constexpr auto kAccelProperties = std::to_array<PropertySpec>({
     {.name = "accel", .help = "kvm, soft or auto", .required = true, .maximum = 64},
     {.name = "executor",
      .kind = PropertyKind::kEnum,
-     .help = "how the software CPU runs code: by translating it, one instruction at a time, or both in step "
-             "to find faults in itself",
+     .help = "how the software CPU runs code: by translating it, or one instruction at a time",
      .default_text = "translate",
-     .choices = "translate|interpret|compare"},
+     .choices = "translate|interpret"},
     {.name = "probe",
      .kind = PropertyKind::kBool,
      .help = "measure first whether KVM runs guest kernels on the processor, which takes part of a "
@@ -221,7 +220,7 @@ soft::ExecutorChoice parse_executor(std::string_view text) {
   if (text == "interpret") {
     return soft::ExecutorChoice::kInterpret;
   }
-  return text == "compare" ? soft::ExecutorChoice::kCompare : soft::ExecutorChoice::kTranslate;
+  return soft::ExecutorChoice::kTranslate;
 }
 
 Result<void> check_machine_type(std::string_view type) {

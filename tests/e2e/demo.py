@@ -53,7 +53,7 @@ def main():
     parser.add_argument("--bed", action="store_true", help="the CPU is emulated: everything takes longer")
     options = parser.parse_args()
 
-    context = Context(options.vmm, options.images, work=tempfile.mkdtemp(prefix="wisp-demo-"))
+    context = Context(options.vmm, options.images, accel="auto", work=tempfile.mkdtemp(prefix="wisp-demo-"))
     machine = Machine(context, kernel="vmlinux", memory=512, append="root=/dev/vda rw reboot=k systemd.show_status=1")
     machine.disk("rootfs", options.root, options="direct=off")
     command = machine.command()
