@@ -108,8 +108,12 @@ struct Translator::Impl {
     const std::uint8_t* end = nullptr;
     std::vector<EmittedBlock::FaultSite> fault_sites{};
     std::vector<Incoming> incoming{};
-    bool dead = false;
+    std::atomic<bool> dead = false;
   };
+  // The blocks last asked for, found without a lock: by some bits of their keys. Blocks are taken out of
+  // memory only when all processors are known to be elsewhere (make_room()), with `flushing` set before.
+  static constexpr std::size_t kQuick = 1U << 15;
+  static std::size_t quick_index(std::uint64_t key) { return (key * 0x9e3779b97f4a7c15ULL) >> 49; }
 
   Impl(SharedCode& shared_code, CodeMemory memory) : shared(shared_code), code(std::move(memory)) {}
 
@@ -129,7 +133,8 @@ struct Translator::Impl {
   std::deque<Block> blocks;  // by address of their code
   std::atomic<std::uint64_t> kills = 0;
   std::atomic<std::uint64_t> generation = 1;
-  bool flushing = false;
+  std::atomic<bool> flushing = false;
+  std::vector<std::atomic<Block*>> quick = std::vector<std::atomic<Block*>>(kQuick);
   TranslatorStatistics statistics{};
 };
 
@@ -167,36 +172,44 @@ TranslatorStatistics Translator::statistics() const {
 }
 
 TranslatedBlock Translator::find(const Translation& where, const BlockMode& mode, Cpu& cpu, Mmu& mmu) {
-  {
-    const std::lock_guard lock(impl_->mutex);
-    if (const auto found = impl_->by_key.find(Impl::key_of(where.gpa, mode)); found != impl_->by_key.end()) {
-      return {.outer = found->second->outer, .inner = found->second->inner};
+  const std::uint64_t key = Impl::key_of(where.gpa, mode);
+  std::atomic<Impl::Block*>& quick = impl_->quick[Impl::quick_index(key)];
+  if (!impl_->flushing.load(std::memory_order_seq_cst)) {
+    const Impl::Block* block = quick.load(std::memory_order_acquire);
+    if (block != nullptr && block->key == key && !block->dead.load(std::memory_order_acquire)) {
+      return {.outer = block->outer, .inner = block->inner};
     }
   }
   Impl::Block* block = impl_->translate(where, mode, cpu, mmu);
-  return block == nullptr ? TranslatedBlock{} : TranslatedBlock{.outer = block->outer, .inner = block->inner};
+  if (block == nullptr) {
+    return {};
+  }
+  return {.outer = block->outer, .inner = block->inner};
 }
 
 // Throws everything away, once nobody runs it.
 void Translator::Impl::make_room(Cpu& cpu) {
   {
     const std::lock_guard lock(mutex);
-    if (flushing) {
+    if (flushing.load(std::memory_order_relaxed)) {
       return;
     }
-    flushing = true;
+    flushing.store(true, std::memory_order_seq_cst);
     generation.fetch_add(1, std::memory_order_acq_rel);
   }
   // Everybody else leaves translated code, or finds the generation changed before going back to it.
   shared.shoot_down(&cpu);
   const std::lock_guard lock(mutex);
+  for (std::atomic<Block*>& block : quick) {
+    block.store(nullptr, std::memory_order_relaxed);
+  }
   by_key.clear();
   by_page.clear();
   blocks.clear();
   used = kStubsSize;
   ++statistics.flushes;
   kills.fetch_add(1, std::memory_order_acq_rel);
-  flushing = false;
+  flushing.store(false, std::memory_order_seq_cst);
 }
 
 Translator::Impl::Block* Translator::Impl::translate(const Translation& where, const BlockMode& mode,
@@ -225,6 +238,13 @@ Translator::Impl::Block* Translator::Impl::translate(const Translation& where, c
     return std::span(from.bytes).first(size);
   };
 
+  {
+    const std::lock_guard lock(mutex);
+    if (const auto found = by_key.find(key_of(where.gpa, mode)); found != by_key.end() && !flushing) {
+      quick[quick_index(found->first)].store(found->second, std::memory_order_release);
+      return found->second;
+    }
+  }
   const std::uint64_t page = where.gpa & ~kPageOffset;
   const auto offset = static_cast<std::uint32_t>(where.gpa & kPageOffset);
   for (int attempt = 0; attempt < 3; ++attempt) {
@@ -236,10 +256,12 @@ Translator::Impl::Block* Translator::Impl::translate(const Translation& where, c
     bool full = false;
     {
       const std::lock_guard lock(mutex);
-      if (flushing) {
+      if (flushing.load(std::memory_order_relaxed)) {
         return nullptr;
       }
+      std::atomic<Block*>& quick_entry = quick[quick_index(key_of(where.gpa, mode))];
       if (const auto found = by_key.find(key_of(where.gpa, mode)); found != by_key.end()) {
+        quick_entry.store(found->second, std::memory_order_release);
         return found->second;
       }
       full = used + BlockEmitter::kRoom > code.size();
@@ -270,6 +292,7 @@ Translator::Impl::Block* Translator::Impl::translate(const Translation& where, c
         used += (emitted.size + 15U) & ~std::size_t{15};
         by_key.emplace(block.key, &block);
         by_page[page].push_back(&block);
+        quick_entry.store(&block, std::memory_order_release);
         ++statistics.blocks;
         statistics.instructions += emitted.instructions;
         statistics.nanoseconds += static_cast<std::uint64_t>(
@@ -279,6 +302,7 @@ Translator::Impl::Block* Translator::Impl::translate(const Translation& where, c
       }
     }
     make_room(cpu);
+    mmu.flush_inline();
     return nullptr;
   }
   return nullptr;
@@ -287,7 +311,7 @@ Translator::Impl::Block* Translator::Impl::translate(const Translation& where, c
 void Translator::link(const std::uint8_t* displacement, const Translation& where, const BlockMode& mode) {
   const std::lock_guard lock(impl_->mutex);
   const auto found = impl_->by_key.find(Impl::key_of(where.gpa, mode));
-  if (found == impl_->by_key.end() || impl_->flushing) {
+  if (found == impl_->by_key.end() || impl_->flushing.load(std::memory_order_relaxed)) {
     return;
   }
   Impl::Block& block = *found->second;
@@ -299,7 +323,7 @@ void Translator::link(const std::uint8_t* displacement, const Translation& where
 }
 
 void Translator::Impl::kill(Block& block) {
-  block.dead = true;
+  block.dead.store(true, std::memory_order_release);
   by_key.erase(block.key);
   patch_entry(code.writable_of(block.outer), block.outer, stubs.miss);
   patch_entry(code.writable_of(block.inner), block.inner, block.way_out);
