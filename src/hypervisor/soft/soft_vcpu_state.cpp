@@ -42,6 +42,11 @@ Result<std::unique_ptr<SoftVcpu>> SoftVcpu::create(const SoftVmParts& parts, con
 }
 
 Result<void> SoftVcpu::set_up() {
+  cpuid_ = soft_cpuid({.topology = config_.topology,
+                       .index = config_.index,
+                       .tsc_khz = static_cast<std::uint32_t>(parts_.clock.tsc_khz()),
+                       .host = host_features(),
+                       .x87_bits = host_x87_bits()});
   WISP_ASSIGN(processor_, Processor::create(parts_.memory, *this, *this, parts_.code));
   cpu().id = config_.apic_id;
   cpu().tsc_offset = parts_.tsc_offset;
@@ -54,11 +59,6 @@ Result<void> SoftVcpu::set_up() {
                     .read_tsc = [this] { return parts_.clock.tsc() + cpu().tsc_offset; },
                     .tsc_khz = parts_.clock.tsc_khz()});
   WISP_ASSIGN(timer_, parts_.loop.timer([this] { wake(); }));
-  cpuid_ = soft_cpuid({.topology = config_.topology,
-                       .index = config_.index,
-                       .tsc_khz = static_cast<std::uint32_t>(parts_.clock.tsc_khz()),
-                       .host = host_features(),
-                       .x87_bits = host_x87_bits()});
   WISP_TRY(reset());
   party_.cpu = &cpu();
   party_.wake = [this] { wake(); };
