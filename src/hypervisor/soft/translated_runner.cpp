@@ -60,7 +60,10 @@ TranslatedBlock TranslatedRunner::block_at(std::uint64_t linear, Translation& wh
 Outcome TranslatedRunner::run() {
   Cpu& cpu = core_.cpu;
   Translation where;
-  generation_ = translator_.generation();
+  if (const std::uint64_t generation = translator_.generation(); generation != generation_) {
+    core_.mmu.flush_inline();  // jump entries lead to what was thrown away
+    generation_ = generation;
+  }
   const TranslatedBlock block = block_at(cpu.rip, where);
   if (block.inner == nullptr) {
     return stepper_.step();

@@ -1,0 +1,372 @@
+// Small bare-metal programs on both executors: what single instructions cannot show, because it lies between
+// them. Programs are bytes with the instructions beside them.
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+#include <memory>
+#include <thread>
+
+#include "hypervisor/soft/processor.h"
+#include "memory/address_space.h"
+
+namespace wisp::soft {
+namespace {
+
+class Silent final : public Environment, public EngineMmio {
+ public:
+  std::uint64_t read_tsc() override { return ++tsc_; }
+  CpuidEntry cpuid(std::uint32_t leaf, std::uint32_t subleaf) override {
+    return {.leaf = leaf, .subleaf = subleaf};
+  }
+  std::optional<std::uint64_t> read_msr(std::uint32_t /*index*/) override { return std::nullopt; }
+  MsrWrite write_msr(std::uint32_t /*index*/, std::uint64_t /*value*/) override { return MsrWrite::kUnknown; }
+  std::uint64_t read_cr8() override { return 0; }
+  void write_cr8(std::uint64_t /*value*/) override {}
+  bool port_read(std::uint16_t /*port*/, std::span<std::uint8_t> /*data*/) override { return false; }
+  bool port_write(std::uint16_t /*port*/, std::span<const std::uint8_t> /*data*/) override { return false; }
+  std::uint64_t hypercall(std::uint64_t /*number*/,
+                          std::span<const std::uint64_t, 4> /*arguments*/) override {
+    return 0;
+  }
+  std::uint64_t random() override { return 4; }
+  void note(const std::string& what) override { ADD_FAILURE() << what; }
+  bool mmio_read(std::uint64_t /*gpa*/, std::span<std::uint8_t> /*data*/) override { return false; }
+  bool mmio_write(std::uint64_t /*gpa*/, std::span<const std::uint8_t> /*data*/) override { return false; }
+
+ private:
+  std::uint64_t tsc_ = 0;
+};
+
+// Two megabytes mapped one to one by 4 KiB pages: the kernel's below 1 MiB, ring 3's above.
+class Payload : public testing::TestWithParam<ExecutorChoice> {
+ protected:
+  static constexpr std::uint64_t kPml4 = 0x1000, kPdpt = 0x2000, kPd = 0x3000, kPt = 0x4000, kGdt = 0x8000,
+                                 kIdt = 0x9000, kTss = 0xb000, kCode = 0x10000, kHandler = 0x18000,
+                                 kStack = 0x30000, kIst = 0x38000, kUserCode = 0x100000,
+                                 kUserStack = 0x110000, kData = 0x120000;
+  static constexpr std::uint16_t kCode64 = 0x08, kStackSegment = 0x10, kUserCode64 = 0x2b, kUserData = 0x23;
+  static constexpr std::uint64_t kRamSize = 4U << 20;
+
+  void SetUp() override {
+    void* memory = ::mmap(nullptr, kRamSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ASSERT_NE(memory, MAP_FAILED);
+    ram_ = static_cast<std::uint8_t*>(memory);
+    ASSERT_TRUE(space_.add_listener(&memory_));
+    ASSERT_TRUE(space_.add(MemoryRegion::ram("ram", ram_, kRamSize), 0));
+    auto code = make_shared_code(memory_, {.shoot_down = [](Cpu*) {}}, {.executor = GetParam()});
+    ASSERT_TRUE(code);
+    auto processor = Processor::create(memory_, silent_, silent_, *code);
+    ASSERT_TRUE(processor);
+    processor_ = std::move(*processor);
+    make_machine();
+  }
+  void TearDown() override {
+    processor_.reset();
+    space_.remove_listener(&memory_);
+    ::munmap(ram_, kRamSize);
+  }
+
+  Cpu& cpu() { return processor_->cpu(); }
+  Core& core() { return processor_->core(); }
+  template <typename T>
+  void put(std::uint64_t gpa, T value) {
+    std::memcpy(ram_ + gpa, &value, sizeof value);
+  }
+  std::uint64_t get(std::uint64_t gpa) {
+    std::uint64_t value = 0;
+    std::memcpy(&value, ram_ + gpa, sizeof value);
+    return value;
+  }
+  void code(std::uint64_t at, std::initializer_list<std::uint8_t> bytes) {
+    std::copy(bytes.begin(), bytes.end(), ram_ + at);
+  }
+  void page(std::uint64_t linear, std::uint64_t entry) { put(kPt + linear / kPageSize * 8, entry); }
+  void gate(std::uint64_t vector, std::uint64_t handler, std::uint64_t ist = 0, std::uint64_t dpl = 0) {
+    put(kIdt + vector * 16, (handler & 0xffff) | std::uint64_t{kCode64} << 16 | ist << 32 |
+                                (0x8e | dpl << 5) << 40 | (handler >> 16 & 0xffff) << 48);
+    put(kIdt + vector * 16 + 8, handler >> 32);
+  }
+  // Runs from where rip stands to the next HLT.
+  void run_to_halt() {
+    cpu().run = 1;
+    EXPECT_EQ(processor_->run(), Processor::Stop::kHalt) << std::hex << cpu().rip << ' ' << cpu().cr2;
+  }
+  Processor::Stop run() { return processor_->run(); }
+
+  std::uint8_t* ram_ = nullptr;
+
+ private:
+  void make_machine() {
+    put(kPml4, kPdpt | 7);
+    put(kPdpt, kPd | 7);
+    put(kPd, kPt | 7);
+    for (std::uint64_t i = 0; i < 512; ++i) {
+      put(kPt + i * 8, i * kPageSize | (i >= 256 ? 7U : 3U));
+    }
+    put(kGdt + kCode64, 0x00af9b000000ffffULL);
+    put(kGdt + kStackSegment, 0x00cf93000000ffffULL);
+    put(kGdt + (kUserData & 0xf8), 0x00cff3000000ffffULL);
+    put(kGdt + (kUserCode64 & 0xf8), 0x00affb000000ffffULL);
+    put(kTss + 4, kStack);
+    put(kTss + 0x24, kIst);
+    put(kTss + 0x66, std::uint16_t{0x68});
+    Cpu& state = cpu();
+    reset_cpu(state, true);
+    state.cr3 = kPml4;
+    state.cr4 = cr4::kPae | cr4::kPge | cr4::kOsfxsr | cr4::kOsxsave;
+    state.xcr0 = 7;
+    state.efer = efer::kLme | efer::kLma | efer::kSce | efer::kNxe;
+    state.cr0 = cr0::kPe | cr0::kEt | cr0::kNe | cr0::kWp | cr0::kPg;
+    state.gdt = {.base = kGdt, .limit = 0x3f};
+    state.idt = {.base = kIdt, .limit = 0xfff};
+    state.tr = {.base = kTss, .limit = 0x67, .selector = 0x30, .attributes = 0x8b};
+    for (Segment& segment : state.segments) {
+      segment = {.limit = 0xffffffff, .selector = kStackSegment, .attributes = 0xc093};
+    }
+    state.segments[kCs] = {.limit = 0xffffffff, .selector = kCode64, .attributes = 0xa09b};
+    state.cpl = 0;
+    state.rip = kCode;
+    state.gpr[kRsp] = kStack - 0x1000;
+    state.set_rflags(2);
+    core().mmu.flush_all();
+  }
+
+  AddressSpace space_{"memory", 0};
+  PhysicalMemory memory_;
+  Silent silent_;
+  std::unique_ptr<Processor> processor_;
+};
+
+// A store to an absent page: the handler maps it, and the store happens.
+TEST_P(Payload, PageFaultIsMendedAndTheStoreRunsAgain) {
+  page(0x121000, 0);
+  gate(14, kHandler);
+  code(kCode, {0xb8, 0x78, 0x56, 0x34, 0x12,                       // mov eax, 0x12345678
+               0xf9,                                               // stc
+               0x89, 0x04, 0x25, 0x10, 0x10, 0x12, 0x00,           // mov [0x121010], eax
+               0x0f, 0x92, 0xc3,                                   // setc bl
+               0xf4});                                             // hlt
+  code(kHandler, {0x50,                                            // push rax
+                  0x0f, 0x20, 0xd0,                                // mov rax, cr2
+                  0x48, 0x89, 0x04, 0x25, 0x00, 0x00, 0x12, 0x00,  // mov [0x120000], rax
+                  0x48, 0x8b, 0x44, 0x24, 0x08,                    // mov rax, [rsp + 8]: the error code
+                  0x48, 0x89, 0x04, 0x25, 0x08, 0x00, 0x12, 0x00,  // mov [0x120008], rax
+                  0x48, 0xc7, 0x04, 0x25, 0x08, 0x49, 0x00, 0x00, 0x07, 0x10, 0x12,
+                  0x00,                                            // mov qword [0x4908], 0x121007
+                  0x0f, 0x01, 0x3c, 0x25, 0x00, 0x10, 0x12, 0x00,  // invlpg [0x121000]
+                  0x58,                                            // pop rax
+                  0x48, 0x83, 0xc4, 0x08,                          // add rsp, 8
+                  0x48, 0xcf});                                    // iretq
+  run_to_halt();
+  EXPECT_EQ(get(kData), 0x121010U);
+  EXPECT_EQ(get(kData + 8), 2U);  // a write, to what is not there
+  EXPECT_EQ(get(0x121010), 0x12345678U);
+  EXPECT_EQ(cpu().gpr[kRbx] & 0xff, 1U);
+  EXPECT_EQ(cpu().gpr[kRsp], kStack - 0x1000);
+  EXPECT_EQ(get(kPt + 0x121 * 8) & 0x60, 0x60U);  // accessed and dirty
+}
+
+TEST_P(Payload, InstructionAcrossPagesFaultsOnTheSecond) {
+  const std::uint64_t start = 0x13000 - 3;
+  page(0x13000, 0);
+  gate(14, kHandler);
+  code(start, {0x48, 0xb8, 0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11,  // mov rax, 0x1122334455667788
+               0xf4});
+  code(kHandler, {0x48, 0x8f, 0x04, 0x25, 0x00, 0x00, 0x12, 0x00,  // pop [0x120000]: the error code
+                  0x48, 0xc7, 0x04, 0x25, 0x98, 0x40, 0x00, 0x00, 0x03, 0x30, 0x01,
+                  0x00,          // mov qword [0x4098], 0x13003
+                  0x48, 0xcf});  // iretq
+  cpu().rip = start;
+  run_to_halt();
+  EXPECT_EQ(get(kData), 0x10U);  // a fetch
+  EXPECT_EQ(cpu().cr2, 0x13000U);
+  EXPECT_EQ(cpu().gpr[kRax], 0x1122334455667788U);
+  // Its second half changes: seen although nothing of the first page does.
+  cpu().gpr[kRax] = 0;
+  cpu().rip = start;
+  cpu().segments[kCs].selector = kCode64;
+  code(kCode, {0xc6, 0x04, 0x25, 0x06, 0x30, 0x01, 0x00, 0x99,  // mov byte [0x13006], 0x99
+               0xe9, 0xf0, 0x2f, 0x00, 0x00});                  // jmp 0x12ffd
+  cpu().rip = kCode;
+  run_to_halt();
+  EXPECT_EQ(cpu().gpr[kRax], 0x9922334455667788U);
+}
+
+TEST_P(Payload, CodeThatChangesItself) {
+  code(kCode, {0xb9, 0x64, 0x00, 0x00, 0x00,        // mov ecx, 100
+               0x31, 0xdb,                          // xor ebx, ebx
+               0xb8, 0x01, 0x00, 0x00, 0x00,        // mov eax, 1: the 1 grows
+               0x01, 0xc3,                          // add ebx, eax
+               0xff, 0x05, 0xf4, 0xff, 0xff, 0xff,  // inc dword [rip - 12]
+               0xff, 0xc9,                          // dec ecx
+               0x75, 0xef,                          // jnz to the mov
+               0xf4});
+  run_to_halt();
+  EXPECT_EQ(cpu().gpr[kRbx], 5050U);
+}
+
+// The very next instruction, in the same block.
+TEST_P(Payload, ChangedCodeIsSeenByTheNextInstruction) {
+  code(kCode, {0x31, 0xc0,                                // xor eax, eax
+               0xc6, 0x05, 0x01, 0x00, 0x00, 0x00, 0xc8,  // mov byte [rip + 1], 0xc8
+               0xff, 0xc0,                                // inc eax, which becomes dec eax
+               0xf4});
+  run_to_halt();
+  EXPECT_EQ(cpu().gpr[kRax], 0xffffffffU);
+}
+
+TEST_P(Payload, StackOfTheInterruptTable) {
+  gate(6, kHandler, 1);
+  code(kCode, {0x0f, 0x0b});               // ud2
+  code(kHandler, {0x48, 0x89, 0xe0,        // mov rax, rsp
+                  0x48, 0x8b, 0x1c, 0x24,  // mov rbx, [rsp]
+                  0xf4});
+  run_to_halt();
+  EXPECT_EQ(cpu().gpr[kRax], kIst - 40);
+  EXPECT_EQ(cpu().gpr[kRbx], kCode);
+  EXPECT_EQ(get(kIst - 16), kStack - 0x1000);
+}
+
+TEST_P(Payload, DownToRingThreeAndBackByFaultCallAndGate) {
+  cpu().msr.star = std::uint64_t{kCode64} << 32 | std::uint64_t{0x1b} << 48;  // SYSRET: CS 0x2b, SS 0x23
+  cpu().msr.lstar = 0x14000;
+  cpu().msr.sfmask = flag::kIf | flag::kCf;
+  gate(0x80, kHandler, 0, 3);
+  gate(14, kHandler + 0x100);
+  code(kCode, {0x6a, 0x23,                                          // push 0x23
+               0x68, 0x00, 0x00, 0x11, 0x00,                        // push 0x110000
+               0x68, 0x03, 0x02, 0x00, 0x00,                        // push 0x203: IF, CF
+               0x6a, 0x2b,                                          // push 0x2b
+               0x68, 0x00, 0x00, 0x10, 0x00,                        // push 0x100000
+               0x48, 0xcf});                                        // iretq
+  code(kUserCode, {0xb8, 0x05, 0x00, 0x00, 0x00,                    // mov eax, 5
+                   0x0f, 0x05,                                      // syscall: eax doubles
+                   0x0f, 0x92, 0xc2,                                // setc dl: back from R11
+                   0x48, 0x8b, 0x34, 0x25, 0x00, 0x00, 0x01, 0x00,  // mov rsi, [0x10000]: the kernel's
+                   0xcd, 0x80});                                    // int 0x80
+  code(0x14000, {0x0f, 0x92, 0xc3,                                  // setc bl: masked
+                 0x01, 0xc0,                                        // add eax, eax
+                 0x48, 0x0f, 0x07});                                // sysretq
+  code(kHandler + 0x100, {0x5f,                                     // pop rdi: the error code
+                          0x48, 0x83, 0x04, 0x24, 0x08,             // add qword [rsp], 8: past the load
+                          0x48, 0xcf});                             // iretq
+  code(kHandler, {0x48, 0x89, 0xe5, 0xf4});                         // mov rbp, rsp; hlt
+  run_to_halt();
+  EXPECT_EQ(cpu().gpr[kRax], 10U);
+  EXPECT_EQ(cpu().gpr[kRbx] & 0xff, 0U);
+  EXPECT_EQ(cpu().gpr[kRdx] & 0xff, 1U);
+  EXPECT_EQ(cpu().gpr[kRdi], 5U);  // a read by ring 3 of what is there
+  EXPECT_EQ(cpu().gpr[kRbp], kStack - 40);
+  EXPECT_EQ(get(kStack - 8), kUserData);
+  EXPECT_EQ(get(kStack - 16), kUserStack);
+  EXPECT_EQ(get(kStack - 32), kUserCode64);
+  EXPECT_EQ(get(kStack - 40), kUserCode + 20);
+  EXPECT_EQ(cpu().cpl, 0);
+}
+
+TEST_P(Payload, NoExecutionOfData) {
+  gate(14, kHandler);
+  page(kData, kData | 7 | 1ULL << 63);
+  code(kCode, {0xb8, 0x00, 0x00, 0x12, 0x00,  // mov eax, 0x120000
+               0xff, 0xe0});                  // jmp rax
+  code(kHandler, {0x58, 0xf4});               // pop rax; hlt
+  run_to_halt();
+  EXPECT_EQ(cpu().gpr[kRax], 0x11U);
+  EXPECT_EQ(cpu().cr2, kData);
+}
+
+// STI lets one more instruction through; the interrupt comes right after it.
+TEST_P(Payload, InterruptAfterTheShadowOfSti) {
+  gate(0x40, kHandler);
+  code(kCode, {0x31, 0xc0,  // xor eax, eax
+               0xfb,        // sti
+               0xff, 0xc0,  // inc eax
+               0xff, 0xc0,  // inc eax
+               0xf4});
+  code(kHandler, {0x89, 0xc3,    // mov ebx, eax
+                  0x48, 0xcf});  // iretq
+  cpu().no_interrupt_waits = 0;
+  ASSERT_EQ(run(), Processor::Stop::kAttention);
+  EXPECT_EQ(cpu().rip, kCode + 5);
+  ASSERT_TRUE(deliver_event(core(), {.vector = 0x40}, EventKind::kExternal));
+  cpu().no_interrupt_waits = 1;
+  run_to_halt();
+  EXPECT_EQ(cpu().gpr[kRbx], 1U);
+  EXPECT_EQ(cpu().gpr[kRax], 2U);
+}
+
+TEST_P(Payload, EveryInstructionIsAStepWithTheTrapFlag) {
+  gate(1, kHandler);
+  code(kCode, {0x9c,                                            // pushfq
+               0x48, 0x81, 0x0c, 0x24, 0x00, 0x01, 0x00, 0x00,  // or qword [rsp], 0x100
+               0x9d,                                            // popfq
+               0x90, 0x90,                                      // nop; nop
+               0xeb, 0x00,                                      // jmp to the next
+               0x9c,                                            // pushfq
+               0x48, 0x81, 0x24, 0x24, 0xff, 0xfe, 0xff, 0xff,  // and qword [rsp], ~0x100
+               0x9d,                                            // popfq
+               0x90, 0xf4});
+  code(kHandler, {0xff, 0xc3, 0x48, 0xcf});  // inc ebx; iretq
+  run_to_halt();
+  EXPECT_EQ(cpu().gpr[kRbx], 6U);  // two NOPs, the jump, PUSHFQ, AND, POPFQ
+}
+
+// A fault of the first instruction of a block that another has jumped to, with flags alive across it.
+TEST_P(Payload, DivideErrorKeepsWhatWasThere) {
+  gate(0, kHandler);
+  code(kCode, {0x31, 0xc9,                    // xor ecx, ecx
+               0x31, 0xd2,                    // xor edx, edx
+               0xb8, 0x07, 0x00, 0x00, 0x00,  // mov eax, 7
+               0xeb, 0x00,                    // jmp to the next
+               0xf7, 0xf1,                    // div ecx
+               0xf4});
+  code(kHandler, {0x48, 0x8b, 0x1c, 0x24,  // mov rbx, [rsp]
+                  0xf4});
+  run_to_halt();
+  EXPECT_EQ(cpu().gpr[kRbx], kCode + 11);
+  EXPECT_EQ(cpu().gpr[kRax], 7U);
+}
+
+// A page table entry changes under a loop that uses it: nothing old is used after INVLPG.
+TEST_P(Payload, InvalidatedPageIsLookedUpAgain) {
+  put(kData, std::uint64_t{1});
+  put(kData + kPageSize, std::uint64_t{2});
+  code(kCode, {0x48, 0x8b, 0x04, 0x25, 0x00, 0x00, 0x12, 0x00,  // mov rax, [0x120000]
+               0x48, 0xc7, 0x04, 0x25, 0x00, 0x49, 0x00, 0x00, 0x07, 0x10, 0x12,
+               0x00,                                            // mov qword [0x4900], 0x121007
+               0x0f, 0x01, 0x3c, 0x25, 0x00, 0x00, 0x12, 0x00,  // invlpg [0x120000]
+               0x48, 0x03, 0x04, 0x25, 0x00, 0x00, 0x12, 0x00,  // add rax, [0x120000]
+               0xf4});
+  run_to_halt();
+  EXPECT_EQ(cpu().gpr[kRax], 3U);
+}
+
+TEST_P(Payload, EndlessLoopIsStoppedAtOnce) {
+  code(kCode, {0xeb, 0xfe});  // jmp $
+  cpu().run = 1;
+  const std::jthread stopper([this] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    cpu().run = 0;
+  });
+  EXPECT_EQ(run(), Processor::Stop::kAttention);
+  EXPECT_EQ(cpu().rip, kCode);
+}
+
+TEST_P(Payload, FaultWithoutAHandlerShutsDown) {
+  cpu().idt.limit = 0;
+  code(kCode, {0x0f, 0x0b});  // ud2
+  EXPECT_EQ(run(), Processor::Stop::kShutdown);
+}
+
+INSTANTIATE_TEST_SUITE_P(Executors, Payload,
+                         testing::Values(ExecutorChoice::kInterpret, ExecutorChoice::kTranslate),
+                         [](const testing::TestParamInfo<ExecutorChoice>& which) {
+                           return which.param == ExecutorChoice::kInterpret ? "Interpreter" : "Translator";
+                         });
+
+}  // namespace
+}  // namespace wisp::soft
