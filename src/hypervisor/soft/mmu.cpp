@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <array>
 
+#include "hypervisor/soft/executor.h"
+
 namespace wisp::soft {
 namespace {
 
@@ -73,6 +75,12 @@ std::uint64_t Mmu::context() const {
 }
 
 const Mmu::Entry* Mmu::look_up(std::uint64_t linear, Access access, As as) {
+  if (!cpu_.long_mode()) {
+    linear &= 0xffffffff;
+  } else if (!canonical(linear)) {
+    (void)cpu_.raise(vec::kGp, 0);
+    return nullptr;
+  }
   const std::uint64_t page = linear >> 12;
   Entry& entry = entries_[entry_index(page)];
   if (entry.page == page && (entry.context == kGlobal || entry.context == context()) &&
@@ -354,6 +362,7 @@ void Mmu::flush_all() {
     number = next_context_++;
   }
   large_.reset();
+  huge_.reset();
 }
 
 void Mmu::flush_context(bool keep) {
@@ -385,7 +394,7 @@ void Mmu::flush_pcid(std::uint16_t pcid) {
 
 void Mmu::flush_page(std::uint64_t linear) {
   const std::uint64_t page = linear >> 12;
-  if (large_.test((linear >> 21) % large_.size())) {
+  if (large_.test(large_slot(linear, 21)) || huge_.test(large_slot(linear, 30))) {
     flush_all();  // one of several entries that were made of one large page
     return;
   }

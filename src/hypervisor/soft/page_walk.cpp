@@ -178,8 +178,13 @@ bool Mmu::walk(std::uint64_t linear, Access access, As as, Entry& entry) {
     if ((value & kGlobalBit) != 0 && (cpu_.cr4 & cr4::kPge) != 0) {
       entry.context = kGlobal;
     }
-    if (shift != 12) {
-      large_.set((linear >> 21) % large_.size());
+    if (shift == 30) {
+      huge_.set(large_slot(linear, 30));
+    } else if (shift != 12) {
+      // INVLPG may name either half of a page of 4 MiB.
+      const std::uint64_t first = linear >> shift << shift;
+      large_.set(large_slot(first, 21));
+      large_.set(large_slot(first + (shift == 22 ? 1U << 21 : 0), 21));
     }
     return true;
   }

@@ -48,6 +48,9 @@ void PhysicalMemory::written(const PhysicalPage& page, std::uint64_t gpa, std::u
   if (dirty_log()) {
     info.dirty.store(1, std::memory_order_relaxed);
   }
+  // The write first, then the question who watches: whoever sets a bit and then reads the bytes either is
+  // seen here or reads what was written.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
   std::uint64_t lines = info.code_lines.load(std::memory_order_seq_cst);
   if (lines == 0) {
     return;
@@ -65,8 +68,7 @@ void PhysicalMemory::written(const PhysicalPage& page, std::uint64_t gpa, std::u
 }
 
 void PhysicalMemory::set_dirty_log(bool on) {
-  dirty_log_.store(on, std::memory_order_seq_cst);
-  if (on) {
+  if (on && !dirty_log()) {
     for (const Range& range : table_.load(std::memory_order_acquire)->ranges) {
       for (std::uint64_t page = 0; range.info && page < range.size / kPageSize; ++page) {
         if (range.info.get()[page].dirty.load(std::memory_order_relaxed) != 0) {
@@ -75,6 +77,7 @@ void PhysicalMemory::set_dirty_log(bool on) {
       }
     }
   }
+  dirty_log_.store(on, std::memory_order_seq_cst);
   if (changed_) {
     changed_();
   }
@@ -82,7 +85,7 @@ void PhysicalMemory::set_dirty_log(bool on) {
 
 Result<std::vector<std::uint64_t>> PhysicalMemory::take_dirty_log(std::uint64_t gpa) {
   for (const Range& range : table_.load(std::memory_order_acquire)->ranges) {
-    if (range.gpa != gpa || !range.info) {
+    if (range.gpa != gpa || !range.writable) {
       continue;
     }
     const std::uint64_t pages = range.size / kPageSize;
@@ -106,7 +109,8 @@ Result<std::vector<std::uint64_t>> PhysicalMemory::take_dirty_log(std::uint64_t 
 int PhysicalMemory::doorbell(std::uint64_t address, std::span<const std::uint8_t> data) const {
   std::uint64_t value = 0;
   std::memcpy(&value, data.data(), std::min(data.size(), sizeof value));
-  for (const Bell& bell : table_.load(std::memory_order_acquire)->bells) {
+  const std::scoped_lock lock(bell_mutex_);
+  for (const Bell& bell : bells_) {
     if (bell.address == address && (bell.size == 0 || bell.size == data.size()) &&
         (!bell.value || *bell.value == value)) {
       return bell.fd;
@@ -124,16 +128,17 @@ void PhysicalMemory::publish(std::unique_ptr<Table> table) {
 }
 
 Result<void> PhysicalMemory::range_added(const FlatRange& range) {
-  auto table = std::make_unique<Table>(*table_.load(std::memory_order_acquire));
+  // Doorbells move as often as the guest moves its devices: they are no part of the tables, which all stay.
   if (range.kind == RegionKind::kIo) {
-    if (range.events.empty()) {
-      return {};
-    }
+    const std::scoped_lock lock(bell_mutex_);
     for (const IoEvent& event : range.events) {
-      table->bells.push_back(
+      bells_.push_back(
           {.address = range.start + event.offset, .size = event.size, .value = event.value, .fd = event.fd});
     }
-  } else {
+    return {};
+  }
+  auto table = std::make_unique<Table>(*table_.load(std::memory_order_acquire));
+  {
     const std::uint64_t skip = (kPageSize - (range.start & kPageOffset)) & kPageOffset;
     const std::uint64_t size = range.size > skip ? (range.size - skip) & ~kPageOffset : 0;
     if (size == 0) {
@@ -152,13 +157,45 @@ Result<void> PhysicalMemory::range_added(const FlatRange& range) {
 }
 
 void PhysicalMemory::range_removed(const FlatRange& range) {
-  auto table = std::make_unique<Table>(*table_.load(std::memory_order_acquire));
   const auto inside = [&range](std::uint64_t address) {
     return address >= range.start && address - range.start < range.size;
   };
-  std::erase_if(table->ranges, [&](const Range& known) { return inside(known.gpa); });
-  std::erase_if(table->bells, [&](const Bell& bell) { return inside(bell.address); });
+  if (range.kind == RegionKind::kIo) {
+    {
+      const std::scoped_lock lock(bell_mutex_);
+      if (std::erase_if(bells_, [&](const Bell& bell) { return inside(bell.address); }) == 0) {
+        return;
+      }
+    }
+    // No processor is between finding a doorbell and ringing it when this returns.
+    if (changed_) {
+      changed_();
+    }
+    return;
+  }
+  auto table = std::make_unique<Table>(*table_.load(std::memory_order_acquire));
+  std::vector<Range> removed;
+  std::erase_if(table->ranges, [&](const Range& known) {
+    const bool gone = inside(known.gpa);
+    if (gone) {
+      removed.push_back(known);
+    }
+    return gone;
+  });
   publish(std::move(table));
+  // Whoever kept instructions of it compares versions.
+  for (const Range& gone : removed) {
+    for (std::uint64_t page = 0; page < gone.size / kPageSize; ++page) {
+      PageInfo& info = gone.info[static_cast<std::ptrdiff_t>(page)];
+      if (info.code_lines.load(std::memory_order_relaxed) == 0) {
+        continue;
+      }
+      info.version.fetch_add(1, std::memory_order_acq_rel);
+      if (watcher_ != nullptr) {
+        watcher_->code_written(gone.gpa + page * kPageSize, kPageSize);
+      }
+    }
+  }
 }
 
 }  // namespace wisp::soft

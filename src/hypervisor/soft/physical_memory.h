@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <vector>
@@ -86,12 +87,13 @@ class PhysicalMemory final : public AddressSpaceListener {
   };
   struct Table {
     std::vector<Range> ranges{};
-    std::vector<Bell> bells{};
   };
   void publish(std::unique_ptr<Table> table);
 
   std::atomic<const Table*> table_;
   std::vector<std::unique_ptr<const Table>> tables_;  // all that were published
+  mutable std::mutex bell_mutex_;
+  std::vector<Bell> bells_;
   std::function<void()> changed_;
   CodeWatcher* watcher_ = nullptr;
   std::atomic<bool> dirty_log_ = false;

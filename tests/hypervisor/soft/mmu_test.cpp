@@ -29,6 +29,36 @@ void watch(PagingKit& kit, std::uint64_t gpa, std::uint64_t lines) {
 
 // --- in line
 
+TEST(InlineTlb, AnEmptyOneMatchesNothing) {
+  PagingKit kit;
+  for (std::size_t bank = 0; bank < kBanks; ++bank) {
+    for (std::uint64_t page = 0; page < 3 * kTlbEntries; ++page) {
+      // From inside the page, and from its end on into the next.
+      for (const std::uint64_t offset : {0x0ULL, 0xfffULL}) {
+        for (const std::uint64_t high : {0ULL, 0xffffffff80000000ULL, 0x7ffffffff000ULL}) {
+          const std::uint64_t linear = high + page * kPageSize + offset;
+          ASSERT_FALSE(in_line(kit.cpu(), static_cast<Bank>(bank), linear, 8, false)) << std::hex << linear;
+          ASSERT_FALSE(in_line(kit.cpu(), static_cast<Bank>(bank), linear, 1, true)) << std::hex << linear;
+        }
+      }
+    }
+  }
+}
+
+TEST(InlineTlb, AnAccessAcrossPagesIsNeverAnsweredByAnEmptyEntry) {
+  // The lowest pages of the address space are those that an empty entry could be taken for.
+  for (const std::uint64_t page : {0ULL, 5ULL, 255ULL, 256ULL, 510ULL, 511ULL}) {
+    PagingKit kit;
+    kit.map(page * kPageSize, kA);
+    kit.map((page + 1) * kPageSize, kB);
+    kit.put<std::uint32_t>(kA + 0xffc, 0x11111111);
+    kit.put<std::uint32_t>(kB, 0x22222222);
+    std::uint64_t value = 0;
+    ASSERT_TRUE(kit.mmu().load(page * kPageSize + 0xffc, value)) << page;
+    EXPECT_EQ(value, 0x2222222211111111U) << page;
+  }
+}
+
 TEST(InlineTlb, HoldsWhatWasReadAndWritesOnlyWhereTheyAreMarked) {
   PagingKit kit;
   kit.map(kLinear, kA);
@@ -145,7 +175,7 @@ TEST(Flushes, InvlpgDropsEveryPartOfALargePage) {
       EXPECT_EQ(kit.read(linear + offset), "");
     }
     kit.put<std::uint64_t>(kit.entry(linear, level), 0);
-    kit.mmu().flush_page(linear + 0x123456);
+    kit.mmu().flush_page(linear + size - 0x5000);  // a part that was not used
     for (const std::uint64_t offset : offsets) {
       EXPECT_NE(kit.read(linear + offset), "") << level << " " << std::hex << offset;
     }
@@ -420,6 +450,7 @@ TEST(DirtyLog, TellsPagesThatWereWrittenSinceItWasTaken) {
   ASSERT_TRUE(pages);
   EXPECT_EQ(pages->at(kB / kPageSize / 64) >> (kB / kPageSize % 64) & 3, 3U);
   EXPECT_FALSE(kit.memory().take_dirty_log(0x1000));
+  EXPECT_FALSE(kit.memory().take_dirty_log(PagingKit::kRom));
 }
 
 TEST(DirtyLog, OfARangeWithAnOddNumberOfPages) {
@@ -476,6 +507,26 @@ TEST(MemoryMap, RangesThatAreNoWholePages) {
   EXPECT_FALSE(memory.find(0x4000));
   ASSERT_TRUE(space.add(MemoryRegion::ram("small", host.data(), 0x800), 0x8000));
   EXPECT_FALSE(memory.find(0x8000));
+  space.remove_listener(&memory);
+}
+
+TEST(MemoryMap, CodeOfPagesThatWentIsNotKept) {
+  std::vector<std::uint8_t> host(4 * kPageSize);
+  PhysicalMemory memory;
+  AddressSpace space("memory", 0);
+  ASSERT_TRUE(space.add_listener(&memory));
+  RecordingWatcher watcher;
+  memory.set_code_watcher(&watcher);
+  const auto region = MemoryRegion::ram("ram", host.data(), 4 * kPageSize);
+  ASSERT_TRUE(space.add(region, 0x1000));
+  PageInfo* info = memory.find(0x2000).info;
+  info->code_lines.store(1);
+  const std::uint32_t version = info->version.load();
+  ASSERT_TRUE(space.remove(region));
+  // Whoever kept an instruction of it compares the version, through the pointer that it has.
+  EXPECT_NE(info->version.load(), version);
+  ASSERT_EQ(watcher.calls.size(), 1U);
+  EXPECT_EQ(watcher.calls[0].first, 0x2000U);
   space.remove_listener(&memory);
 }
 

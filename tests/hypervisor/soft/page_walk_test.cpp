@@ -205,6 +205,15 @@ TEST(PageWalk, AFaultMarksNothing) {
   }
 }
 
+TEST(PageWalk, AddressesThatAreNotCanonicalAreRefusedOrNotTranslated) {
+  PagingKit kit;
+  kit.map(0, 0x200000);
+  // Bit 47 alone, and bits that a walk never looks at.
+  EXPECT_NE(kit.read(0x800000000000), "");
+  EXPECT_NE(kit.read(0x0001000000000000), "");
+  EXPECT_NE(kit.read(0xfffe000000000000), "");
+}
+
 TEST(PageWalk, PaePaging) {
   PagingKit kit;
   kit.pae_mode();
@@ -272,6 +281,19 @@ TEST(PageWalk, PagingOffIsTheIdentityOf32Bits) {
   EXPECT_EQ(kit.write(0x200000), "");
   EXPECT_EQ(kit.write(0x200000), "");
   EXPECT_EQ(kit.execute(0x200000), "");
+}
+
+TEST(PageWalk, AddressesWrapAt4GibOutsideLongMode) {
+  PagingKit kit;
+  kit.unpaged_mode();
+  kit.put<std::uint32_t>(0, 0x44332211);
+  // The second half of an access across the end of the address space is at 0.
+  kit.cpu().io.answers[0] = {
+      .kind = IoState::Kind::kMmioRead, .size = 2, .address = 0xfffffffe, .data = {9, 9}};
+  kit.cpu().io.answer_count = 1;
+  std::uint32_t value = 0;
+  ASSERT_TRUE(kit.mmu().load(0xfffffffe, value));
+  EXPECT_EQ(value, 0x22110909U);
 }
 
 TEST(HostileTables, AnEntryThatLeadsBackToItsOwnTable) {
