@@ -133,7 +133,7 @@ TEST(CommandLine, MachineAndAccelerator) {
   EXPECT_EQ(machine("-accel soft").accel, Accel::kSoft);
   EXPECT_EQ(machine("-accel soft").execution.executor, soft::ExecutorChoice::kTranslate);
   EXPECT_EQ(machine("-accel soft,executor=interpret").execution.executor, soft::ExecutorChoice::kInterpret);
-  EXPECT_EQ(machine("-accel soft,executor=compare").execution.executor, soft::ExecutorChoice::kCompare);
+  EXPECT_EQ(machine("-accel soft,executor=translate").execution.executor, soft::ExecutorChoice::kTranslate);
   EXPECT_TRUE(machine("-accel kvm").probe_kvm);
   EXPECT_FALSE(machine("-accel kvm,probe=off").probe_kvm);
   EXPECT_TRUE(machine("-accel auto,probe=on").probe_kvm);

@@ -46,6 +46,8 @@ class BlkDriver final {
     log.set_fd(-1);
   }
 
+  [[nodiscard]] const VirtioBlk& device() { return dynamic_cast<const VirtioBlk&>(harness.device()); }
+
   // The 16 bytes in front of every request.
   Gpa header(std::uint32_t type, std::uint64_t sector) {
     std::array<std::uint8_t, 16> bytes{};
