@@ -87,9 +87,13 @@ Result<BootState> prepare_boot(const BootDescription& description, const GuestMe
   state.protocol = image.protocol;
   state.kernel = {image.start, image.end - image.start};
 
-  WISP_ASSIGN(
-      const KernelCommandLine command_line,
-      build_command_line(description.command_line, description.command_line_devices, image.command_line_max));
+  std::string words = description.command_line;
+  if (image.protocol == BootProtocol::kMultiboot1) {
+    // By convention the first word is the kernel's path (Multiboot 0.6.96, 3.3).
+    words = description.kernel + (words.empty() ? "" : " ") + words;
+  }
+  WISP_ASSIGN(const KernelCommandLine command_line,
+              build_command_line(words, description.command_line_devices, image.command_line_max));
   state.command_line = command_line.text;
   state.devices_not_named =
       static_cast<std::uint32_t>(description.command_line_devices.size()) - command_line.devices;

@@ -89,6 +89,31 @@ TEST(PrepareBoot, PvhWithoutAcpi) {
   EXPECT_EQ(ram.at<std::uint32_t>(info + 48), state->e820.size());
 }
 
+TEST(PrepareBoot, MultibootNamesTheKernelFirst) {
+  Bytes code = test::pattern(0x100, 1);
+  store_le<std::uint32_t>(&code[0x20], 0x1BADB002);
+  store_le<std::uint32_t>(&code[0x24], 0);
+  store_le<std::uint32_t>(&code[0x28], 0U - 0x1BADB002);
+  const ScratchFile kernel(
+      test::build_elf<Elf32_Ehdr, Elf32_Phdr>(0x40'0004, {{.paddr = 0x40'0000, .content = code}}));
+  TestRam ram(64 * kMiB);
+  BootDescription description = describe(kernel);
+  auto state = prepare_boot(description, ram.memory, ram.placements);
+  ASSERT_TRUE(state) << test::error_of(state);
+  EXPECT_EQ(state->protocol, BootProtocol::kMultiboot1);
+  EXPECT_EQ(state->cpu.regs.rax, 0x2BADB002U);
+  EXPECT_EQ(state->cpu.regs.rip, 0x40'0004U);
+  const Gpa info = state->cpu.regs.rbx;
+  EXPECT_NE(ram.at<std::uint32_t>(info) & 4, 0U);
+  EXPECT_EQ(text_at(ram, ram.at<std::uint32_t>(info + 16)), kernel.path() + " console=ttyS0");
+
+  description.command_line = "";
+  TestRam fresh(64 * kMiB);
+  state = prepare_boot(description, fresh.memory, fresh.placements);
+  ASSERT_TRUE(state) << test::error_of(state);
+  EXPECT_EQ(state->command_line, kernel.path());
+}
+
 TEST(PrepareBoot, BzImageAndFlatImage) {
   TestRam ram(64 * kMiB);
   test::BzImageShape shape;
