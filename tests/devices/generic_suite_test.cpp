@@ -12,6 +12,7 @@
 #include "devices/debug_exit.h"
 #include "devices/fake_parts.h"
 #include "devices/i8042.h"
+#include "devices/pc_testdev.h"
 #include "devices/power.h"
 #include "devices/rtc.h"
 #include "devices/serial.h"
@@ -43,6 +44,19 @@ const Candidate kCandidates[] = {
     {"power", kPowerPortCount,
      [](Bench& b) { return std::make_unique<PowerDevice>(b.line(), PowerCallbacks{[] {}, [] {}}); }},
     {"debug-exit", 2, [](Bench&) { return std::make_unique<DebugExit>([](std::uint32_t) {}); }},
+    {"test-register", kTestRegisterCount, [](Bench&) { return std::make_unique<TestRegister>(); }},
+    {"test-irq-lines", kTestIrqCount,
+     [](Bench& b) {
+       std::vector<std::unique_ptr<IrqLine>> lines;
+       for (std::uint32_t i = 0; i < kTestIrqCount; ++i) {
+         lines.push_back(b.line());
+       }
+       return std::make_unique<TestIrqLines>(std::move(lines));
+     }},
+    {"firmware-config", kFirmwareConfigCount,
+     [](Bench&) {
+       return std::make_unique<FirmwareConfig>(MachineFacts{.cpus = 2, .max_cpus = 4, .ram_size = 1 << 30});
+     }},
     {"boot-timer", kBootTimerPortCount,
      [](Bench& b) { return std::make_unique<BootTimer>(b.clock, 0, b.log); }},
     {"slot-hotplug", SlotHotplugRegisters::kSize,
