@@ -15,6 +15,7 @@ namespace wisp {
 namespace {
 
 constexpr std::string_view kDebugExitDriver = "isa-debug-exit";
+constexpr std::string_view kTestdevDriver = "pc-testdev";
 constexpr std::string_view kSerialDriver = "virtio-serial-device";
 constexpr std::string_view kVhostUserFsDriver = "vhost-user-fs-device";
 constexpr std::string_view kConsolePortDriver = "virtconsole";
@@ -66,6 +67,10 @@ std::optional<DebugExitOptions> DeviceFactory::debug_exit_options(std::span<cons
   return DebugExitOptions{
       .iobase = static_cast<std::uint16_t>(found->properties.get_uint("iobase", defaults.iobase)),
       .iosize = static_cast<std::uint16_t>(found->properties.get_uint("iosize", defaults.iosize))};
+}
+
+bool DeviceFactory::has_testdev(std::span<const DeviceConfig> devices) {
+  return std::ranges::find(devices, kTestdevDriver, &DeviceConfig::driver) != devices.end();
 }
 
 Result<std::unique_ptr<VirtioDevice>> DeviceFactory::create(const DeviceConfig& device,

@@ -45,14 +45,17 @@ class DeviceFactory final : private BalloonHost {
   DeviceFactory& operator=(const DeviceFactory&) = delete;
   ~DeviceFactory() override = default;
 
-  // Whether the driver takes a virtio slot of its own (the ports of a virtio-serial device and isa-debug-exit
-  // do not).
+  // Whether the driver takes a virtio slot of its own (the ports of a virtio-serial device isa-debug-exit and
+  // pc-testdev do not).
   [[nodiscard]] static bool is_virtio(const DeviceConfig& device);
   // Whether its chardev= names the socket of another process that serves it.
   [[nodiscard]] static bool is_vhost_user(const DeviceConfig& device);
   // What -device isa-debug-exit asks for, where it is among the devices.
   [[nodiscard]] static std::optional<DebugExitOptions> debug_exit_options(
       std::span<const DeviceConfig> devices);
+
+  // Whether -device pc-testdev is among the devices.
+  [[nodiscard]] static bool has_testdev(std::span<const DeviceConfig> devices);
 
   // `all` are the machine's devices, among them the ports of a virtio-serial device.
   [[nodiscard]] Result<std::unique_ptr<VirtioDevice>> create(const DeviceConfig& device,

@@ -40,7 +40,12 @@ Result<EngineChoice> choose_kvm(bool probe, const EngineServices& services) {
   if (!probe) {
     return choice;
   }
-  choice.judge_engine = [clock = &services.clock](Vm& vm, Vcpu& vcpu) { return judge_kvm(vm, vcpu, *clock); };
+  choice.judge_engine = [clock = &services.clock](Vm& vm, Vcpu& vcpu) -> Result<void> {
+    if (auto verdict = judge_kvm(vm, vcpu, *clock); !verdict) {
+      return fail("{}; or run on the software CPU: -accel soft", verdict.error().message);
+    }
+    return {};
+  };
   return choice;
 }
 

@@ -11,17 +11,35 @@
 namespace wisp {
 
 Platform::~Platform() {
-  for (const MemoryRegionPtr& region : regions_) {
-    (void)ports_.remove(region);
+  for (const Placed& placed : regions_) {
+    (void)placed.space.remove(placed.region);
   }
 }
 
-Result<void> Platform::add_ports(std::shared_ptr<Device> device, std::uint16_t base, std::uint16_t count) {
-  auto region = MemoryRegion::io(std::string(device->name()), device, count);
-  WISP_TRY(ports_.add(region, base));
-  regions_.push_back(std::move(region));
+Result<void> Platform::add_region(AddressSpace& space, std::shared_ptr<Device> device, std::uint64_t base,
+                                  std::uint64_t size) {
+  auto region = MemoryRegion::io(std::string(device->name()), device, size);
+  WISP_TRY(space.add(region, base));
+  regions_.push_back({space, std::move(region)});
   devices_.push_back(std::move(device));
   return {};
+}
+
+Result<void> Platform::add_ports(std::shared_ptr<Device> device, std::uint16_t base, std::uint16_t count) {
+  return add_region(ports_, std::move(device), base, count);
+}
+
+Result<void> Platform::add_test_devices(const Parts& parts) {
+  std::vector<std::unique_ptr<IrqLine>> lines;
+  for (std::uint32_t gsi = 0; gsi < kTestIrqCount; ++gsi) {
+    WISP_ASSIGN(auto line, parts.vm.irq_line(gsi));
+    lines.push_back(std::move(line));
+  }
+  WISP_TRY(add_ports(std::make_shared<TestRegister>(), kTestRegisterPort, kTestRegisterCount));
+  WISP_TRY(add_ports(std::make_shared<TestIrqLines>(std::move(lines)), kTestIrqPort, kTestIrqCount));
+  WISP_TRY(
+      add_ports(std::make_shared<FirmwareConfig>(parts.facts), kFirmwareConfigPort, kFirmwareConfigCount));
+  return add_region(*parts.test_memory, std::make_shared<TestMemory>(), kTestMemoryAddress, kTestMemorySize);
 }
 
 Result<std::unique_ptr<Platform>> Platform::create(const Parts& parts, PlatformCallbacks callbacks,
@@ -42,6 +60,10 @@ Result<std::unique_ptr<Platform>> Platform::create(const Parts& parts, PlatformC
   if (debug_exit) {
     WISP_TRY(platform->add_ports(std::make_shared<DebugExit>(std::move(callbacks.debug_exit)),
                                  debug_exit->iobase, debug_exit->iosize));
+  }
+
+  if (parts.test_memory != nullptr) {
+    WISP_TRY(platform->add_test_devices(parts));
   }
 
   WISP_ASSIGN(auto power_irq, parts.vm.irq_line(kPowerGsi));

@@ -17,6 +17,7 @@
 #include "devices/boot_timer.h"
 #include "devices/debug_exit.h"
 #include "devices/device.h"
+#include "devices/pc_testdev.h"
 #include "devices/power.h"
 #include "devices/slot_hotplug.h"
 #include "hypervisor/hypervisor.h"
@@ -41,6 +42,10 @@ class Platform final {
     const Clock& clock;
     std::uint64_t process_start_ns = 0;
     CharBackend* serial = nullptr;  // borrowed; null: COM1 drops what is sent
+    // Where the devices of bare-metal tests are wanted (-device pc-testdev): the space for their memory, and
+    // what they tell the guest.
+    AddressSpace* test_memory = nullptr;
+    MachineFacts facts = {};
   };
   [[nodiscard]] static Result<std::unique_ptr<Platform>> create(
       const Parts& parts, PlatformCallbacks callbacks, const std::optional<DebugExitOptions>& debug_exit);
@@ -61,9 +66,16 @@ class Platform final {
   explicit Platform(const Parts& parts) : ports_(parts.ports) {}
   [[nodiscard]] Result<void> add_ports(std::shared_ptr<Device> device, std::uint16_t base,
                                        std::uint16_t count);
+  [[nodiscard]] Result<void> add_region(AddressSpace& space, std::shared_ptr<Device> device,
+                                        std::uint64_t base, std::uint64_t size);
+  [[nodiscard]] Result<void> add_test_devices(const Parts& parts);
 
+  struct Placed {
+    AddressSpace& space;
+    MemoryRegionPtr region;
+  };
   AddressSpace& ports_;
-  std::vector<MemoryRegionPtr> regions_;
+  std::vector<Placed> regions_;
   std::vector<std::shared_ptr<Device>> devices_;
   std::shared_ptr<PowerDevice> power_;
   std::shared_ptr<SlotHotplug> slot_hotplug_;
