@@ -46,7 +46,7 @@ class BlkDriver final {
     log.set_fd(-1);
   }
 
-  [[nodiscard]] const VirtioBlk& device() { return dynamic_cast<const VirtioBlk&>(harness.device()); }
+  [[nodiscard]] VirtioBlk& device() { return harness.device_as<VirtioBlk>(); }
 
   // The 16 bytes in front of every request.
   Gpa header(std::uint32_t type, std::uint64_t sector) {
