@@ -60,6 +60,10 @@ std::span<const DriverInfo> device_drivers() {
        kVirtioConsolePortProperties, false},
       {"isa-debug-exit", "a port by which the guest ends the process with a status", kDebugExitProperties,
        false},
+      {"pc-testdev",
+       "the registers and interrupt lines of bare-metal test programs (kvm-unit-tests)",
+       {},
+       false},
   });
   return kTable;
 }

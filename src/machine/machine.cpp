@@ -147,22 +147,27 @@ Result<void> Machine::build_platform() {
   if (config_.serial) {
     WISP_ASSIGN(serial, backends_->use_chardev(*config_.serial, kSerialUser));
   }
-  WISP_ASSIGN(platform_, Platform::create(
-                             {.vm = *vm_,
-                              .ports = port_space_,
-                              .loop = services_.loop,
-                              .log = services_.log,
-                              .clock = services_.clock,
-                              .process_start_ns = services_.process_start_ns,
-                              .serial = serial},
-                             {.shutdown = [this] { request(shutdown_under_way_, &Machine::guest_shutdown); },
-                              .reset = [this] { request(reset_under_way_, &Machine::guest_reset); },
-                              .debug_exit =
-                                  [this](std::uint32_t status) {
-                                    debug_exit_status_ = status;
-                                    request(debug_exit_under_way_, &Machine::debug_exit);
-                                  }},
-                             DeviceFactory::debug_exit_options(config_.devices)));
+  WISP_ASSIGN(
+      platform_,
+      Platform::create({.vm = *vm_,
+                        .ports = port_space_,
+                        .loop = services_.loop,
+                        .log = services_.log,
+                        .clock = services_.clock,
+                        .process_start_ns = services_.process_start_ns,
+                        .serial = serial,
+                        .test_memory = DeviceFactory::has_testdev(config_.devices) ? &memory_space_ : nullptr,
+                        .facts = {.cpus = static_cast<std::uint16_t>(config_.cpus.count),
+                                  .max_cpus = static_cast<std::uint16_t>(config_.cpus.max),
+                                  .ram_size = ram_->size()}},
+                       {.shutdown = [this] { request(shutdown_under_way_, &Machine::guest_shutdown); },
+                        .reset = [this] { request(reset_under_way_, &Machine::guest_reset); },
+                        .debug_exit =
+                            [this](std::uint32_t status) {
+                              debug_exit_status_ = status;
+                              request(debug_exit_under_way_, &Machine::debug_exit);
+                            }},
+                       DeviceFactory::debug_exit_options(config_.devices)));
   return {};
 }
 
