@@ -1,0 +1,70 @@
+#!/usr/bin/python3
+"""bench/soft_boot.py [--runs N] [--cpus N]
+
+The software CPU beside QEMU's TCG on this host: wall time from the start of the process to the guest's init, the two
+taking turns, with and without the kernel's self-tests of its ciphers (two thirds of the instructions of a boot).
+"""
+import os
+import select
+import subprocess
+import sys
+import time
+
+from common import images, name_of, parser, shown, summary, table
+
+APPEND = "console=ttyS0 quiet"
+
+
+def command_of(program, folder, cpus, append):
+    words = ["-smp", str(cpus), "-m", "512", "-kernel", os.path.join(folder, "vmlinux"), "-initrd",
+             os.path.join(folder, "initrd.img"), "-no-reboot", "-serial", "stdio"]
+    if os.path.basename(program).startswith("qemu"):
+        # Without a frequency told, this kernel cannot calibrate its clock there and hangs now and then.
+        return [program, "-M", "microvm,x-option-roms=off,rtc=on,pit=on", "-accel", "tcg", "-cpu", "Nehalem", "-nodefaults",
+                "-no-user-config", "-display", "none", *words, "-append",
+                f"{APPEND} {append} tsc_early_khz=2000000 wisp.do=poweroff"]
+    return [program, "-machine", "microvm", "-accel", "soft", *words, "-append", f"{APPEND} {append} wisp.do=poweroff"]
+
+
+def boot(command, limit=120):
+    """Seconds until the guest's init has printed its line."""
+    started = time.monotonic()
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    text = b""
+    try:
+        while b"WISP-INIT" not in text:
+            ready, _, _ = select.select([process.stdout], [], [], max(0, started + limit - time.monotonic()))
+            data = os.read(process.stdout.fileno(), 65536) if ready else b""
+            if not data:
+                sys.exit(f"soft_boot.py: no init from: {shown(command)}\n{text.decode(errors='replace')[-800:]}")
+            text += data
+        return time.monotonic() - started
+    finally:
+        process.kill()
+        process.wait()
+
+
+def main():
+    arguments = parser(__doc__)
+    arguments.add_argument("--runs", type=int, default=5)
+    arguments.add_argument("--cpus", type=int, default=1)
+    options = arguments.parse_args()
+    folder = images()
+    rows, commands = [], []
+    for title, append in (("quiet", ""), ("quiet, cryptomgr.notests", "cryptomgr.notests")):
+        pair = [command_of(program, folder, options.cpus, append) for program in (options.vmm, options.qemu)]
+        commands += pair if not commands else []
+        times = [[], []]
+        for _ in range(options.runs):
+            for index, command in enumerate(pair):
+                times[index].append(boot(command))
+        base = summary(times[1])[0]
+        for index, program in enumerate((options.vmm, options.qemu)):
+            median, least, most = summary(times[index])
+            name = name_of(program).replace("microvm", "TCG")
+            rows.append((title, name, f"{median:.2f}", f"{least:.2f}-{most:.2f}", f"{median / base:.2f}"))
+    table(f"Boot to init on the software CPU, seconds, {options.runs} runs each, {options.cpus} vCPU",
+          ("kernel command line", "VMM", "median", "range", "of QEMU"), rows, [shown(c) for c in commands])
+
+
+main()
