@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -87,6 +88,10 @@ class Vm {
   // last call for the slot that starts at `gpa`, one bit per 4 KiB page.
   [[nodiscard]] virtual Result<void> set_dirty_log(bool on) = 0;
   [[nodiscard]] virtual Result<std::vector<std::uint64_t>> take_dirty_log(Gpa gpa) = 0;
+
+  // What must be told of each write to guest RAM that no vCPU made (a device's, the boot loader's), after it;
+  // from any thread. Empty where the engine need not know.
+  [[nodiscard]] virtual std::function<void(Gpa, std::uint64_t)> host_write_hook() { return {}; }
 
   // State of the interrupt controllers and timers outside the vCPUs (PIC, I/O APIC, PIT, clock), as a
   // versioned record that the same engine reads again.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 #include "base/error.h"
@@ -21,6 +22,10 @@ class GuestRam final {
   ~GuestRam();
 
   [[nodiscard]] const GuestMemory& memory() const { return memory_; }
+  // See GuestMemory::set_write_hook.
+  void set_write_hook(std::function<void(Gpa, std::uint64_t)> hook) {
+    memory_.set_write_hook(std::move(hook));
+  }
   [[nodiscard]] RamBlock& block() { return *block_; }
   [[nodiscard]] std::uint64_t size() const { return block_->size(); }
   // Bytes below the hole and from 4 GiB.

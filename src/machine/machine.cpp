@@ -105,6 +105,7 @@ Result<void> Machine::build() {
     return with_context("-m", ram.error());
   }
   ram_ = *std::move(ram);
+  ram_->set_write_hook(vm_->host_write_hook());
   WISP_TRY(build_backends());
   WISP_TRY(build_platform());
   WISP_TRY(build_devices());
@@ -278,6 +279,10 @@ Result<void> Machine::load_boot() {
         {.gpa = block.gpa, .block_offset = block.fd_offset, .size = block.size, .block = &ram_->block()});
   }
   WISP_ASSIGN(boot_state_, prepare_boot(describe_boot(), ram_->memory(), placements));
+  // All of it was given back to the host before, or is mapped anew.
+  for (const GuestMemoryBlock& block : ram_->memory().blocks()) {
+    ram_->memory().mark_dirty(block.gpa, block.size);
+  }
   if (boot_state_.devices_not_named > 0) {
     services_.log.warning(
         "{} devices do not fit on the kernel's command line: only kernels with ACPI find them",

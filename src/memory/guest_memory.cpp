@@ -142,6 +142,9 @@ bool GuestMemory::write(Gpa gpa, std::span<const std::uint8_t> in) const {
     if (block->dirty != nullptr) {
       block->dirty->mark(offset, count);
     }
+    if (write_hook_) {
+      write_hook_(gpa, count);
+    }
     in = in.subspan(count);
     if (!in.empty() && count > UINT64_MAX - gpa) {
       return false;
@@ -164,6 +167,9 @@ void GuestMemory::mark_dirty(Gpa gpa, std::uint64_t size) const {
     const Gpa from = std::max(gpa, block.gpa);
     const Gpa to = std::min(last, block_last);
     block.dirty->mark(from - block.gpa, to - from + 1);
+  }
+  if (write_hook_) {
+    write_hook_(gpa, size);
   }
 }
 

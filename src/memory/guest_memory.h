@@ -10,6 +10,7 @@
 #include <concepts>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -106,6 +107,10 @@ class GuestMemory final {
     return write(gpa, std::span(reinterpret_cast<const std::uint8_t*>(&value), sizeof value));
   }
 
+  // Called with every range that is written through this object or told to mark_dirty(), after it was. To be
+  // set before there are others that write.
+  void set_write_hook(std::function<void(Gpa, std::uint64_t)> hook) { write_hook_ = std::move(hook); }
+
   // Tells that [gpa, gpa + size) was written behind this class's back (by a system call). Ignores what is not
   // RAM.
   void mark_dirty(Gpa gpa, std::uint64_t size) const;
@@ -115,6 +120,7 @@ class GuestMemory final {
   [[nodiscard]] const GuestMemoryBlock* find(Gpa gpa) const;
   std::atomic<const Table*> table_;
   std::vector<std::unique_ptr<const Table>> tables_;  // all that were ever published
+  std::function<void(Gpa, std::uint64_t)> write_hook_;
 };
 
 }  // namespace wisp

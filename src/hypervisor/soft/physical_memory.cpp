@@ -67,6 +67,20 @@ void PhysicalMemory::written(const PhysicalPage& page, std::uint64_t gpa, std::u
   }
 }
 
+void PhysicalMemory::host_wrote(std::uint64_t gpa, std::uint64_t size) {
+  while (size != 0) {
+    const std::uint64_t part = std::min<std::uint64_t>(size, kPageSize - (gpa & kPageOffset));
+    if (const PhysicalPage page = find(gpa); page && page.info != nullptr) {
+      written(page, gpa, static_cast<std::uint32_t>(part));
+    }
+    size -= part;
+    if (part > UINT64_MAX - gpa) {
+      return;
+    }
+    gpa += part;
+  }
+}
+
 void PhysicalMemory::set_dirty_log(bool on) {
   if (on && !dirty_log()) {
     for (const Range& range : table_.load(std::memory_order_acquire)->ranges) {

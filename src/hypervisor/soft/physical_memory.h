@@ -60,6 +60,9 @@ class PhysicalMemory final : public AddressSpaceListener {
   // Translated code does not call this: it has no write access to such pages (Mmu).
   void written(const PhysicalPage& page, std::uint64_t gpa, std::uint32_t size);
 
+  // The same for any range, written by somebody who is no processor.
+  void host_wrote(std::uint64_t gpa, std::uint64_t size);
+
   [[nodiscard]] bool dirty_log() const { return dirty_log_.load(std::memory_order_relaxed); }
   void set_dirty_log(bool on);
   // See Vm::take_dirty_log. Calls the change hook, so that later writes are seen again.

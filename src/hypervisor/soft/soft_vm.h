@@ -42,6 +42,9 @@ class SoftVm final : public Vm {
 
   [[nodiscard]] Result<std::unique_ptr<Vcpu>> create_vcpu(std::uint32_t id) override;
   [[nodiscard]] AddressSpaceListener& memory_listener() override { return listener_; }
+  [[nodiscard]] std::function<void(Gpa, std::uint64_t)> host_write_hook() override {
+    return [this](Gpa gpa, std::uint64_t size) { memory_.host_wrote(gpa, size); };
+  }
   [[nodiscard]] AddressSpaceListener& port_listener() override { return ports_; }
   [[nodiscard]] Result<std::unique_ptr<IrqLine>> irq_line(std::uint32_t gsi) override;
   [[nodiscard]] Result<std::unique_ptr<IrqLine>> msi_line(const MsiMessage& message) override;
