@@ -54,8 +54,9 @@ def in_bed(options, timeout=900):
     sys.exit(subprocess.run(command, check=False).returncode)
 
 
-def vmm_command(program, folder, memory=256, cpus=1, kernel="vmlinux", append="", initrd="initrd.img"):
-    """One microVM with a serial console on standard output and no other device, by either VMM."""
+def vmm_command(program, folder, memory=256, cpus=1, kernel="vmlinux", append="", initrd="initrd.img",
+                accel="kvm"):
+    """One microVM with a serial console on standard output and no other device, by either VMM; `accel` is Wisp's."""
     words = ["-smp", str(cpus), "-m", str(memory), "-kernel", os.path.join(folder, kernel)]
     if initrd:
         words += ["-initrd", os.path.join(folder, initrd)]
@@ -63,7 +64,7 @@ def vmm_command(program, folder, memory=256, cpus=1, kernel="vmlinux", append=""
     if is_qemu(program):
         return [program, "-M", "microvm", "-accel", "kvm", "-cpu", "host", "-bios", "qboot.rom", "-nodefaults",
                 "-no-user-config", "-display", "none", *words]
-    return [program, "-machine", "microvm", "-accel", "kvm", *words]
+    return [program, "-machine", "microvm", "-accel", accel, *words]
 
 
 def is_qemu(program):

@@ -1,8 +1,8 @@
 #!/usr/bin/python3
-"""bench/memory.py [--memory MIB] [--here]
+"""bench/memory.py [--memory MIB] [--mappings] [--here]
 
 Memory of the VMM's process beyond the guest's RAM, once the guest has reached its init: the sum of PSS over all
-mappings of /proc/PID/smaps except the guest's RAM.
+mappings of /proc/PID/smaps except the guest's RAM. --mappings shows where it lies.
 """
 import re
 import sys
@@ -44,7 +44,7 @@ def guest_ram(areas, size):
     return near
 
 
-def measure(command, size):
+def measure(command, size, show):
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=die_with_parent)
     try:
         console = Console(process.stdin.fileno(), process.stdout.fileno())
@@ -55,6 +55,10 @@ def measure(command, size):
         rest = [area for area in areas if area not in ram]
         with open(f"/proc/{process.pid}/status", encoding="ascii") as file:
             threads = next(line.split()[1] for line in file if line.startswith("Threads"))
+        if show:
+            for area in sorted(rest, key=lambda area: -area["Pss"])[:16]:
+                print(f"    {area['Pss']:6} KiB, dirty {area['Private_Dirty']:6}, of "
+                      f"{(area['end'] - area['start']) >> 10:8} {area['name'] or 'anonymous'}")
         return (sum(area["Pss"] for area in rest), sum(area["Private_Dirty"] for area in rest),
                 sum(area["Pss"] for area in ram), threads)
     finally:
@@ -65,12 +69,13 @@ def measure(command, size):
 def main():
     arguments = parser(__doc__)
     arguments.add_argument("--memory", type=int, default=256)
+    arguments.add_argument("--mappings", action="store_true")
     options = arguments.parse_args()
     in_bed(options)
     rows, commands = [], []
     for vmm in (options.vmm, options.qemu):
         command = vmm_command(vmm, options.images, memory=options.memory, append="wisp.do=hold")
-        beyond, dirty, ram, threads = measure(command, options.memory << 20)
+        beyond, dirty, ram, threads = measure(command, options.memory << 20, options.mappings)
         rows.append((name_of(vmm), f"{beyond / 1024:.2f}", f"{dirty / 1024:.2f}", f"{ram / 1024:.1f}", threads))
         commands.append(shown(command))
     table(f"Memory of the process beyond {options.memory} MiB of guest RAM, MiB, guest at its init",

@@ -1,6 +1,8 @@
 #include "cli/process.h"
 
 #include <fcntl.h>
+#include <malloc.h>
+#include <pthread.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -14,6 +16,7 @@ namespace wisp {
 namespace {
 
 constexpr int kMaxPidFileTries = 8;
+constexpr std::size_t kThreadStack = 1 << 20;  // bytes
 
 // In the foreground process: never returns.
 [[noreturn]] void wait_for_background(pid_t child, const UniqueFd& pipe) {
@@ -32,6 +35,27 @@ constexpr int kMaxPidFileTries = 8;
 }
 
 }  // namespace
+
+void keep_memory_small() {
+#ifdef __GLIBC__
+  // One heap for all threads: the paths that run often allocate nothing.
+  ::mallopt(M_ARENA_MAX, 1);
+  // Stacks without a whole aligned huge page in them, which the kernel would fill on the first touch.
+  pthread_attr_t attributes;
+  if (::pthread_getattr_default_np(&attributes) == 0) {
+    if (::pthread_attr_setstacksize(&attributes, kThreadStack) == 0) {
+      (void)::pthread_setattr_default_np(&attributes);
+    }
+    ::pthread_attr_destroy(&attributes);
+  }
+#endif
+}
+
+void give_free_memory_back() {
+#ifdef __GLIBC__
+  ::malloc_trim(0);
+#endif
+}
 
 Result<Daemon> Daemon::start() {
   std::array<int, 2> ends{};

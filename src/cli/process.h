@@ -28,6 +28,12 @@ class Daemon final {
   UniqueFd pipe_;
 };
 
+// Makes what the C library takes for threads small: a host runs thousands of these processes. Before any
+// thread is started; what fails leaves the library's ways.
+void keep_memory_small();
+// Gives what the heap has free back to the host, once start-up is over.
+void give_free_memory_back();
+
 // A file with the process id and a newline; locked, and removed at the end if it is still the same.
 class PidFile final {
  public:

@@ -96,6 +96,7 @@ Result<int> run(const CommandLine& command_line, const DriverTables& tables, std
     WISP_TRY(daemon->ready());
   }
   started = true;
+  give_free_memory_back();
   if (process.seccomp) {
     WISP_TRY(install_seccomp(ThreadKind::kMain));
   }
@@ -121,6 +122,7 @@ int run_machine(const CommandLine& command_line, const DriverTables& tables, std
     log_file = *std::move(opened);
     log.set_fd(log_file.get());
   }
+  keep_memory_small();
   bool started = false;
   const auto status = run(command_line, tables, process_start_ns, log, started);
   if (!status) {

@@ -97,6 +97,10 @@ class Vm {
   // versioned record that the same engine reads again.
   [[nodiscard]] virtual Result<std::vector<std::uint8_t>> save_platform() = 0;
   [[nodiscard]] virtual Result<void> load_platform(std::span<const std::uint8_t> record) = 0;
+
+  // Called once, when the first vCPU was let go: the time for settings that take the engine long and that a
+  // guest can do without at first. Does not wait for them.
+  virtual void guest_started() {}
 };
 
 // What a host has to say about an engine.

@@ -324,6 +324,9 @@ void Machine::resume_vcpus() {
   for (const auto& vcpu : vcpus_) {
     vcpu->resume();
   }
+  if (!std::exchange(guest_started_, true)) {
+    vm_->guest_started();
+  }
 }
 
 void Machine::pause_devices() {

@@ -105,9 +105,22 @@ TEST_F(MachineTest, StartsPausedWhereAsked) {
   EXPECT_EQ(machine().state(), RunState::kPaused);
   EXPECT_TRUE(vcpu().save()) << "parked";
   EXPECT_TRUE(events_.all().empty());
+  EXPECT_EQ(vm().guest_starts(), 0U);
   ASSERT_TRUE(machine().resume());
   EXPECT_TRUE(vcpu().wait_until_idle());
   EXPECT_EQ(events_.take(), Strings{"resume"});
+  EXPECT_EQ(vm().guest_starts(), 1U);
+}
+
+TEST_F(MachineTest, TheEngineHearsOnceThatTheGuestRuns) {
+  ASSERT_NO_FATAL_FAILURE(create());
+  EXPECT_EQ(vm().guest_starts(), 0U);
+  ASSERT_TRUE(machine().start());
+  EXPECT_EQ(vm().guest_starts(), 1U);
+  ASSERT_TRUE(machine().pause());
+  ASSERT_TRUE(machine().resume());
+  ASSERT_TRUE(machine().reset());
+  EXPECT_EQ(vm().guest_starts(), 1U);
 }
 
 TEST_F(MachineTest, ThePowerButtonRaisesTheEventInterrupt) {

@@ -3,6 +3,7 @@
 // run.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -169,8 +170,10 @@ class FakeVm final : public Vm {
   // Whatever set_platform() gave, and what load_platform() got after it.
   [[nodiscard]] Result<std::vector<std::uint8_t>> save_platform() override;
   [[nodiscard]] Result<void> load_platform(std::span<const std::uint8_t> record) override;
+  void guest_started() override { ++guest_starts_; }
 
   // For tests.
+  [[nodiscard]] std::uint32_t guest_starts() const { return guest_starts_; }
   static constexpr std::uint32_t kFirstMessageGsi = 24;
   [[nodiscard]] const VmOptions& options() const { return options_; }
   // Valid as long as its owner keeps it; null where it was not made.
@@ -193,6 +196,7 @@ class FakeVm final : public Vm {
   bool logging_ = false;
   std::map<Gpa, bool> dirty_pages_;
   std::vector<std::uint8_t> platform_;
+  std::atomic<std::uint32_t> guest_starts_ = 0;
 };
 
 class FakeHypervisor final : public Hypervisor {

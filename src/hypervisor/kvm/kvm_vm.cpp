@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <system_error>
 
 #include "base/state.h"
 #include "hypervisor/kvm/kvm_abi.h"
@@ -91,6 +92,30 @@ Result<std::unique_ptr<KvmVm>> KvmVm::create(std::shared_ptr<const System> syste
   return vm;
 }
 
+KvmVm::~KvmVm() {
+  if (pit_setter_.joinable()) {
+    pit_setter_.join();
+  }
+}
+
+// Ticks that the guest missed are lost, not sent in a burst: kernels have had better clocks for long, and
+// counting acknowledgements keeps KVM from using the processor's interrupt acceleration. The call waits for
+// two grace periods of the kernel's SRCU, 5-20 ms: too long for the way to the first instruction.
+void KvmVm::guest_started() {
+  if (!options_.pit || pit_setter_.joinable()) {
+    return;
+  }
+  const auto set = [fd = fd_.get()] {
+    kvm_reinject_control reinject{};
+    (void)call(fd, KVM_REINJECT_CONTROL, &reinject);
+  };
+  try {
+    pit_setter_ = std::thread(set);
+  } catch (const std::system_error&) {
+    set();
+  }
+}
+
 Result<void> KvmVm::set_up() {
   const Capabilities& capabilities = system_->capabilities();
   // Where VMX keeps what it needs to run real mode on processors without unrestricted guests.
@@ -102,10 +127,6 @@ Result<void> KvmVm::set_up() {
     kvm_pit_config pit{};
     pit.flags = KVM_PIT_SPEAKER_DUMMY;
     WISP_KVM_TRY(fd_.get(), KVM_CREATE_PIT2, &pit);
-    // Ticks that the guest missed are lost, not sent in a burst: kernels have had better clocks for long, and
-    // counting acknowledgements keeps KVM from using the processor's interrupt acceleration.
-    kvm_reinject_control reinject{};
-    (void)call(fd_.get(), KVM_REINJECT_CONTROL, &reinject);
   }
   context_.exception_payload =
       capabilities.exception_payload && enable(fd_.get(), KVM_CAP_EXCEPTION_PAYLOAD, 1);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <thread>
 
 #include "base/unique_fd.h"
 #include "hypervisor/hypervisor.h"
@@ -30,6 +31,8 @@ class KvmVm final : public Vm {
   }
   [[nodiscard]] Result<std::vector<std::uint8_t>> save_platform() override;
   [[nodiscard]] Result<void> load_platform(std::span<const std::uint8_t> record) override;
+  void guest_started() override;
+  ~KvmVm() override;
 
  private:
   KvmVm(std::shared_ptr<const System> system, UniqueFd fd, const VmOptions& options);
@@ -43,6 +46,7 @@ class KvmVm final : public Vm {
   PortListener ports_;
   IrqRoutes routes_;
   TscStart tsc_start_;
+  std::thread pit_setter_;
 };
 
 }  // namespace wisp::kvm
