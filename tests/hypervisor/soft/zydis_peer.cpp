@@ -367,6 +367,7 @@ ZydisPeer::ZydisPeer() {
 
 void ZydisPeer::decode(std::span<const std::uint8_t> bytes, CodeSize code, PeerInsn& out) const {
   const ZydisDecoder& decoder = decoders_[static_cast<std::size_t>(code)];
+  out = {};
   const ZyanStatus status =
       ZydisDecoderDecodeFull(&decoder, bytes.data(), bytes.size(), &out.insn, out.operands.data());
   out.valid = ZYAN_SUCCESS(status);
