@@ -40,12 +40,14 @@ enum class MsrLoad : std::uint8_t {
 namespace msr {
 inline constexpr std::uint32_t kTsc = 0x10;
 inline constexpr std::uint32_t kApicBase = 0x1b;
+inline constexpr std::uint32_t kSmiCount = 0x34;
 inline constexpr std::uint32_t kPredCmd = 0x49;
 inline constexpr std::uint32_t kMicrocodeRevision = 0x8b;
 inline constexpr std::uint32_t kArchCapabilities = 0x10a;
 inline constexpr std::uint32_t kMachineCheckCap = 0x179;
 inline constexpr std::uint32_t kMachineCheckStatus = 0x17a;
 inline constexpr std::uint32_t kTscDeadline = 0x6e0;
+inline constexpr std::uint32_t kAmdDecodeConfig = 0xc0011029;
 inline constexpr std::uint32_t kX2apicFirst = 0x800;
 inline constexpr std::uint32_t kX2apicLast = 0x8ff;
 }  // namespace msr

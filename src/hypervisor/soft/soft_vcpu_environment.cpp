@@ -49,6 +49,9 @@ std::optional<std::uint64_t> SoftVcpu::read_msr(std::uint32_t index) {
       return kMicrocode;
     case msr::kMachineCheckCap:  // no banks
     case msr::kMachineCheckStatus:
+    // Linux asks for these on every processor and does without: no line in the log for each boot.
+    case msr::kSmiCount:
+    case msr::kAmdDecodeConfig:
       return 0;
     case msr::kKvmWallClock:
     case msr::kKvmWallClockOld:

@@ -526,10 +526,14 @@ void CaseGenerator::make_sequence(Case& out) {
       chance(10) ? kCaseCode + 0x1000 - below(60) : kCaseCode + 32 + below(kCaseCodeSize - 256);
   std::array<std::uint8_t, Case::kMostBytes> code{};
   std::array<std::size_t, 16> starts{};
-  const std::size_t count = 2 + below(10);
+  std::size_t count = 2 + below(10);
   std::size_t at = 0;
   for (std::size_t i = 0; i < count; ++i) {
     starts[i] = at;
+    if (at + kMaxInsnLength > code.size()) {
+      count = i;
+      break;
+    }
     case_.rip = start + at;
     if (i + 1 < count && chance(12)) {
       code[at] = chance(85) ? static_cast<std::uint8_t>(0x70 | (random_() & 15)) : 0xeb;

@@ -286,9 +286,9 @@ TEST(SoftDecoder, RandomBytes) {
     const std::uint64_t kind = random();
     const std::size_t count = (kind & 7) == 0 ? kind >> 8 & 15 : (kind >> 8) % 3;
     for (std::size_t k = 0; k < count; ++k) {
-      bytes[k] = kPrefixes[(kind >> (12 + 4 * k)) % kPrefixes.size()];
+      bytes[k] = kPrefixes[random() % kPrefixes.size()];
     }
-    if ((kind & 0x70) == 0) {
+    if ((kind & 0x70) == 0 && count + 1 < bytes.size()) {
       bytes[count] = 0xc4;
       bytes[count + 1] = static_cast<std::uint8_t>((bytes[count + 1] & 0xe0) | (1 + bytes[count + 1] % 3));
     }
