@@ -19,7 +19,7 @@ const std::uint8_t* after(const CallSite& site) {
 }  // namespace
 
 TranslatedRunner::TranslatedRunner(Core core, SharedCode& shared, Stepper& stepper)
-    : core_(core), shared_(shared), translator_(*shared.translator()), stepper_(stepper) {
+    : core_(core), translator_(*shared.translator()), stepper_(stepper) {
   core_.cpu.runner = this;
 }
 

@@ -93,7 +93,6 @@ class TranslatedRunner final {
   [[nodiscard]] bool attention() const;
 
   Core core_;
-  SharedCode& shared_;
   Translator& translator_;
   Stepper& stepper_;
   Outcome outcome_ = Outcome::kNext;
