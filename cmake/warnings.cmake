@@ -13,7 +13,7 @@ else()
 endif()
 target_include_directories(wisp_flags INTERFACE ${CMAKE_SOURCE_DIR}/src)
 target_compile_definitions(wisp_flags INTERFACE _FILE_OFFSET_BITS=64 _GNU_SOURCE)
-target_link_libraries(wisp_flags INTERFACE fmt::fmt-header-only Threads::Threads)
+target_link_libraries(wisp_flags INTERFACE Threads::Threads)
 if(WISP_SANITIZE)
   target_compile_options(wisp_flags INTERFACE -fsanitize=${WISP_SANITIZE} -fno-sanitize-recover=all
     -fno-omit-frame-pointer)
