@@ -225,10 +225,14 @@ bool CaseGenerator::suits() const {
       return false;
     // CLFLUSH and its like: see the processor's own test of them.
     case Op::kNop:
-      return insn_.opcode != 0xae;
+      if (insn_.opcode == 0xae) {
+        return false;
+      }
+      break;
     default:
-      return filter_ == nullptr || filter_(insn_);
+      break;
   }
+  return filter_ == nullptr || filter_(insn_);
 }
 
 // Whether it can stand among others: what it leaves undefined, or what the host does in its own way where it

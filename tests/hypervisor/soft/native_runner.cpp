@@ -195,6 +195,18 @@ const CaseResult& NativeRunner::result(std::size_t i) const {
   return shared_->results[i];
 }
 
+bool NativeRunner::takes_any_stack_pointer() {
+  Case one;
+  one.bytes[0] = 0x90;
+  one.length = 1;
+  one.rip = kCaseCode;
+  one.gpr[kRsp] = 0x123456789abcdef0;
+  one.rflags = flag::kFixed | flag::kIf;
+  one.vectors[512] = 7;
+  one.vectors[25] = 0x1f;
+  return run(std::span(&one, 1), CaseData{}).empty() && result(0).vector == vec::kBp;
+}
+
 std::string NativeRunner::run(std::span<const Case> cases, const CaseData& data) {
   shared_->count = std::min(cases.size(), kMost);
   shared_->at = 0;

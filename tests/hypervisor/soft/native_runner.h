@@ -28,6 +28,8 @@ class NativeRunner final {
   // well, else what went wrong with the child.
   [[nodiscard]] std::string run(std::span<const Case> cases, const CaseData& data);
   [[nodiscard]] const CaseResult& result(std::size_t i) const;
+  // Whether this host goes back to user code whose stack pointer is not canonical; some hypervisors do not.
+  [[nodiscard]] bool takes_any_stack_pointer();
 
  private:
   struct Shared;
