@@ -1,5 +1,6 @@
-// fmt's own functions, compiled once here. Debian has them as a shared library or as headers: the first does not
-// go into a static program, and the second compiles them anew in each file, which takes two thirds of a build.
+// fmt's own functions, compiled once here. Debian has them as a shared library or as headers: the first does
+// not go into a static program, and the second compiles them anew in each file, which takes two thirds of a
+// build.
 #include <fmt/format-inl.h>
 
 FMT_BEGIN_NAMESPACE
@@ -10,6 +11,7 @@ template FMT_API auto locale_ref::get<std::locale>() const -> std::locale;
 template FMT_API auto thousands_sep_impl(locale_ref) -> thousands_sep_result<char>;
 template FMT_API auto decimal_point_impl(locale_ref) -> char;
 template FMT_API void buffer<char>::append(const char*, const char*);
-template FMT_API void vformat_to(buffer<char>&, string_view, basic_format_args<buffer_context<char>>, locale_ref);
+template FMT_API void vformat_to(buffer<char>&, string_view, basic_format_args<buffer_context<char>>,
+                                 locale_ref);
 }  // namespace detail
 FMT_END_NAMESPACE

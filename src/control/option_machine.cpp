@@ -77,6 +77,10 @@ constexpr auto kAccelProperties = std::to_array<PropertySpec>({
      .help = "measure first whether KVM runs guest kernels on the processor, which takes part of a "
              "millisecond; off for measurements, and for hosts that are known to do so",
      .default_text = "on"},
+    {.name = "statistics",
+     .kind = PropertyKind::kBool,
+     .help = "log at the end what the software CPU did: translations, TLB fills, what it interpreted",
+     .default_text = "off"},
     {.name = "thread", .help = "one thread per CPU", .ignored_because = "each CPU always has its own thread"},
     {.name = "kernel-irqchip", .help = "chosen by the engine", .ignored_because = "the engine chooses"},
     {.name = "dirty-ring-size", .help = "chosen by the engine", .ignored_because = "the engine chooses"},
@@ -334,6 +338,7 @@ Result<void> take_accel(CommandLineBuilder& builder, const OptionSpec& option, c
   if (set.has("executor")) {
     builder.launch.machine.execution.executor = parse_executor(set.get_string("executor"));
   }
+  builder.launch.machine.execution.statistics = set.get_bool("statistics", false);
   return {};
 }
 

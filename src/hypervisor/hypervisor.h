@@ -93,6 +93,10 @@ class Vm {
   // from any thread. Empty where the engine need not know.
   [[nodiscard]] virtual std::function<void(Gpa, std::uint64_t)> host_write_hook() { return {}; }
 
+  // Whether guest RAM does better in the host's large pages, with files read into it, than in small ones that
+  // are mapped from the files: where each first touch of a page costs more than what is done with it.
+  [[nodiscard]] virtual bool prefers_large_pages() const { return false; }
+
   // State of the interrupt controllers and timers outside the vCPUs (PIC, I/O APIC, PIT, clock), as a
   // versioned record that the same engine reads again.
   [[nodiscard]] virtual Result<std::vector<std::uint8_t>> save_platform() = 0;

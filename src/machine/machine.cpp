@@ -105,6 +105,9 @@ Result<void> Machine::build() {
     return with_context("-m", ram.error());
   }
   ram_ = *std::move(ram);
+  if (vm_->prefers_large_pages()) {
+    ram_->block().use_large_pages();
+  }
   ram_->set_write_hook(vm_->host_write_hook());
   WISP_TRY(build_backends());
   WISP_TRY(build_platform());

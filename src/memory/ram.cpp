@@ -74,6 +74,11 @@ Result<void> RamBlock::advise(std::uint64_t offset, std::uint64_t size) {
   return {};
 }
 
+void RamBlock::use_large_pages() {
+  map_files_ = false;
+  (void)::madvise(host_, size_, MADV_HUGEPAGE);
+}
+
 Result<void> RamBlock::load_file(std::uint64_t offset, int fd, std::uint64_t file_offset,
                                  std::uint64_t size) {
   if (!range_within(offset, size, size_)) {
@@ -92,8 +97,8 @@ Result<void> RamBlock::load_file(std::uint64_t offset, int fd, std::uint64_t fil
   }
   const std::uint64_t head = std::min((kPageSize - offset % kPageSize) % kPageSize, size);
   const std::uint64_t body = align_down(size - head, kPageSize);
-  const bool mappable = !shared_ && !fd_.valid() && page_size_ == kPageSize && S_ISREG(info.st_mode) &&
-                        offset % kPageSize == file_offset % kPageSize && body > 0;
+  const bool mappable = map_files_ && !shared_ && !fd_.valid() && page_size_ == kPageSize &&
+                        S_ISREG(info.st_mode) && offset % kPageSize == file_offset % kPageSize && body > 0;
   if (mappable &&
       ::mmap(host_ + offset + head, body, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd,
              static_cast<off_t>(file_offset + head)) != MAP_FAILED) {

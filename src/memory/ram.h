@@ -49,6 +49,8 @@ class RamBlock final {
   // short file is an error. The file must not be truncated while the machine runs.
   [[nodiscard]] Result<void> load_file(std::uint64_t offset, int fd, std::uint64_t file_offset,
                                        std::uint64_t size);
+  // Asks the host for large pages, an advice, and has load_file() read rather than map.
+  void use_large_pages();
   // Gives pages back to the host; they read as zero afterwards. Rounded inwards to whole pages. Thread-safe,
   // but not together with load_file().
   [[nodiscard]] Result<void> discard(std::uint64_t offset, std::uint64_t size);
@@ -70,6 +72,7 @@ class RamBlock final {
   const std::uint64_t page_size_;
   const bool dump_;
   const bool merge_;
+  bool map_files_ = true;
   // Where load_file() mapped a file copy-on-write.
   std::vector<Range> file_ranges_;
 };

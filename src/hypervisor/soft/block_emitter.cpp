@@ -303,6 +303,7 @@ void BlockEmitter::lea(const Insn& insn) {
 void BlockEmitter::special(const Insn& insn) {
   out_.call(stubs_.special);
   call_site(static_cast<std::uint32_t>(offset_), insn.length, keeps_flow(insn) ? 1 : 0, 0);
+  specials_.emplace_back(out_.size(), insn);
 }
 
 BlockEmitter::Flow BlockEmitter::instruction(const Insn& insn) {
@@ -437,6 +438,52 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
       out_.store_constant(kInterruptFlag, static_cast<std::int32_t>(flag::kIf));
       check_interrupts_ = true;
       return Flow::kContinue;
+    case Op::kMoveFromSegment:
+      if (insn.memory || insn.operand_size < 4) {
+        special(insn);
+      } else {
+        move_from_segment(insn);
+      }
+      return Flow::kContinue;
+    case Op::kBitTest:
+    case Op::kBitSet:
+    case Op::kBitReset:
+    case Op::kBitComplement:
+      if (!insn.memory || insn.operand_size < 4 || insn.address_size != 8) {
+        special(insn);
+      } else {
+        bit_test(insn);
+      }
+      return Flow::kContinue;
+    case Op::kReadTsc:
+    case Op::kReadTscp:
+      if (!mode_.tsc) {
+        special(insn);
+      } else {
+        read_tsc(insn);
+      }
+      return Flow::kContinue;
+    case Op::kSwapGs:
+      if (mode_.bank == kUserBank) {
+        special(insn);
+      } else {
+        swap_gs();
+      }
+      return Flow::kContinue;
+    case Op::kSetAc:
+    case Op::kClearAc: {
+      if (mode_.bank == kUserBank) {
+        special(insn);
+        return Flow::kEnd;
+      }
+      const Bank bank = insn.op == Op::kSetAc ? kSupervisorAcBank : kSupervisorBank;
+      if (bank == mode_.bank) {
+        return Flow::kContinue;
+      }
+      set_ac(insn.op == Op::kSetAc);
+      jump_to(next_offset(insn), bank);
+      return Flow::kEnd;
+    }
     case Op::kCall:
     case Op::kCallIndirect:
     case Op::kReturn:
@@ -546,7 +593,7 @@ void BlockEmitter::branch_link(std::size_t from, std::int64_t target_offset) {
                    .target = target_offset});
 }
 
-void BlockEmitter::jump_to(std::int64_t target_offset) {
+void BlockEmitter::jump_to(std::int64_t target_offset, Bank bank) {
   if (target_offset >= 0 && target_offset < 4096) {
     align_jump(1);
     branch_link(out_.jump_later(), target_offset);
@@ -554,18 +601,121 @@ void BlockEmitter::jump_to(std::int64_t target_offset) {
   }
   out_.load(kAddress, kPageAddress);
   out_.lea(kAddress, kAddress, static_cast<std::int32_t>(target_offset));
-  indirect();
+  indirect(bank);
 }
 
-// Goes on at the linear address in kAddress.
-void BlockEmitter::indirect() {
+// Goes on at the linear address in kAddress, as code of `bank`.
+void BlockEmitter::indirect(Bank bank) {
   out_.extract(kAddend, kAddress, offset32(offsetof(Cpu, jump_mask)));
-  out_.load_indexed(kTemp, kAddend, jump_offset(mode_.bank, offsetof(JumpBank, tag)));
+  out_.load_indexed(kTemp, kAddend, jump_offset(bank, offsetof(JumpBank, tag)));
   out_.lea(kTemp, kTemp, kAddress, 0, 0);
   const std::size_t hit = out_.jump_if_temp_zero();
   out_.jump(stubs_.miss);
   out_.place_short(hit);
-  out_.jump_indexed(kAddend, jump_offset(mode_.bank, offsetof(JumpBank, code)));
+  out_.jump_indexed(kAddend, jump_offset(bank, offsetof(JumpBank, code)));
+}
+
+// RDTSC and RDTSCP by the host's own counter, and the processor's offset.
+void BlockEmitter::read_tsc(const Insn& insn) {
+  constexpr HostReg kLow = home_of(kRax);
+  constexpr HostReg kHigh = home_of(kRdx);
+  if (insn.op == Op::kReadTscp) {
+    out_.byte(0x0f);  // lfence: what came before is done
+    out_.byte(0xae);
+    out_.byte(0xe8);
+  }
+  out_.byte(0x0f);  // rdtsc
+  out_.byte(0x31);
+  if (insn.op == Op::kReadTscp) {
+    out_.load32(home_of(kRcx), offset32(offsetof(Cpu, msr) + offsetof(Cpu::Msrs, tsc_aux)));
+  }
+  out_.rotate(kHigh, kHigh, 32);
+  out_.load(kTemp, offset32(offsetof(Cpu, tsc_offset)));
+  out_.lea(kLow, kLow, kHigh, 0, 0);
+  out_.lea(kLow, kLow, kTemp, 0, 0);
+  out_.rotate(kHigh, kLow, 32);
+  out_.move32(kHigh, kHigh);
+  out_.move32(kLow, kLow);
+}
+
+void BlockEmitter::move_from_segment(const Insn& insn) {
+  constexpr auto kSelector = offset32(offsetof(Segment, selector));
+  const std::int32_t from =
+      offset32(offsetof(Cpu, segments)) + offset32(sizeof(Segment)) * insn.reg_field() + kSelector;
+  const HostReg to = has_home(insn.rm) ? home_of(insn.rm) : kTemp;
+  out_.rex(false, to, HostReg::kRsp);  // movzx to, word [rsp + from]
+  out_.byte(0x0f);
+  out_.byte(0xb7);
+  out_.memory(Emitter::low(to), HostReg::kRsp, from);
+  if (!has_home(insn.rm)) {
+    out_.store(gpr_offset(insn.rm), to);
+  }
+}
+
+// BT, BTS, BTR and BTC of a bit string in memory: the register's upper bits choose the word, its lower ones
+// the bit.
+void BlockEmitter::bit_test(const Insn& insn) {
+  const bool wide = insn.operand_size == 8;
+  const unsigned word_bits = wide ? 6 : 5;
+  const auto bits_into = [&](HostReg to) {  // sign-extended
+    if (wide) {
+      if (has_home(insn.reg)) {
+        out_.move(to, home_of(insn.reg));
+      } else {
+        out_.load(to, gpr_offset(insn.reg));
+      }
+      return;
+    }
+    const HostReg from = has_home(insn.reg) ? home_of(insn.reg) : to;
+    if (from == to) {
+      out_.load32(to, gpr_offset(insn.reg));
+    }
+    out_.rex(true, to, from);  // movsxd
+    out_.byte(0x63);
+    out_.byte(0xc0U | Emitter::low(to) << 3 | Emitter::low(from));
+  };
+  address(insn);
+  bits_into(kTemp);
+  out_.constant(kAddend, word_bits);
+  out_.shift(Emitter::Shift::kArithmeticRight, kTemp, kTemp, kAddend);
+  out_.lea(kAddress, kAddress, kTemp, wide ? 3 : 2, 0);
+  probe(insn.operand_size, insn.op != Op::kBitTest);
+  out_.lea(kAddress, kAddress, kAddend, 0, 0);
+  bits_into(kTemp);
+  out_.constant(kAddend, 64 - word_bits);
+  out_.shift(Emitter::Shift::kLeft, kTemp, kTemp, kAddend);
+  out_.shift(Emitter::Shift::kRight, kTemp, kTemp, kAddend);
+  if (insn.op == Op::kBitTest) {
+    // The plain form with a register would take any bit offset: with one inside the word it reads that word.
+    out_.rex(wide, kTemp, kAddress);
+    out_.byte(0x0f);
+    out_.byte(0xa3);
+    out_.memory(Emitter::low(kTemp), kAddress, 0);
+    return;
+  }
+  if (insn.lock) {
+    out_.byte(0xf0);
+  }
+  out_.rex(wide, kTemp, kAddress);
+  out_.byte(0x0f);
+  out_.byte(insn.op == Op::kBitSet ? 0xabU : insn.op == Op::kBitReset ? 0xb3U : 0xbbU);
+  out_.memory(Emitter::low(kTemp), kAddress, 0);
+}
+
+void BlockEmitter::swap_gs() {
+  constexpr std::int32_t kKernelGsBase = offset32(offsetof(Cpu, msr) + offsetof(Cpu::Msrs, kernel_gs_base));
+  out_.load(kAddress, segment_base(kGs));
+  out_.load(kAddend, kKernelGsBase);
+  out_.store(segment_base(kGs), kAddend);
+  out_.store(kKernelGsBase, kAddress);
+}
+
+// STAC and CLAC, where they change the bank; the block ends.
+void BlockEmitter::set_ac(bool on) {
+  constexpr auto kBit = static_cast<std::int32_t>(flag::kAc);
+  out_.load(kTemp, kOtherFlags);
+  out_.lea(kTemp, kTemp, on ? kBit : -kBit);
+  out_.store(kOtherFlags, kTemp);
 }
 
 void BlockEmitter::emit_cold() {
@@ -597,6 +747,10 @@ void BlockEmitter::emit_cold() {
       case Cold::Kind::kLeave:
         break;
     }
+  }
+  for (const auto& [site, insn] : specials_) {
+    out_.place(site);
+    out_.number(insn);
   }
 }
 

@@ -25,7 +25,8 @@ struct __attribute__((packed)) CallSite {
   std::uint16_t page_offset;  // of the guest instruction; for links: of the target
   std::uint8_t size;          // slow accesses: bytes
   std::uint8_t access;        // slow accesses: an Access; special instructions: whether the block may go on
-  std::int32_t next;  // from here to the code of the next instruction; links: to the jump to be patched
+  std::int32_t next;  // from here to the code of the next instruction; links: to the jump to be patched;
+                      // special instructions: from behind the site to the decoded Insn
 };
 
 // The parts of generated code that all blocks share.
@@ -52,8 +53,11 @@ struct BlockMode {
   bool x87 = false;  // instructions of these kinds may run
   bool sse = false;
   bool avx = false;
-  [[nodiscard]] std::uint32_t key() const {
-    return static_cast<std::uint32_t>(bank) | (x87 ? 4U : 0U) | (sse ? 8U : 0U) | (avx ? 16U : 0U);
+  bool tsc = false;  // RDTSC may run in line
+  [[nodiscard]] std::uint32_t key() const { return static_cast<std::uint32_t>(bank) | features(); }
+  // What does not depend on the bank.
+  [[nodiscard]] std::uint32_t features() const {
+    return (x87 ? 4U : 0U) | (sse ? 8U : 0U) | (avx ? 16U : 0U) | (tsc ? 32U : 0U);
   }
 };
 
@@ -112,9 +116,16 @@ class BlockEmitter final {
   void push_temp_at_probe();
   void begin_push();
   void conditional(const Insn& insn);
-  void jump_to(std::int64_t target_offset);
+  void jump_to(std::int64_t target_offset) { jump_to(target_offset, mode_.bank); }
+  void jump_to(std::int64_t target_offset, Bank bank);
   void branch_link(std::size_t from, std::int64_t target_offset);
-  void indirect();
+  void indirect(Bank bank);
+  void indirect() { indirect(mode_.bank); }
+  void read_tsc(const Insn& insn);
+  void swap_gs();
+  void move_from_segment(const Insn& insn);
+  void bit_test(const Insn& insn);
+  void set_ac(bool on);
   void call_site(std::uint32_t page_offset, std::uint8_t size, std::uint8_t access, std::int32_t next);
   void align_jump(unsigned bytes_before_displacement);
   void emit_cold();
@@ -131,7 +142,8 @@ class BlockEmitter final {
   void* context_;
   std::int64_t offset_ = 0;  // of the present instruction in its page
   std::vector<Cold> cold_;
-  std::vector<std::size_t> starts_;  // code offset of each guest instruction
+  std::vector<std::pair<std::size_t, Insn>> specials_;  // by the place behind their call sites
+  std::vector<std::size_t> starts_;                     // code offset of each guest instruction
   std::vector<std::pair<std::size_t, std::size_t>>
       pending_next_;  // call sites that want the next one's start
   EmittedBlock* block_ = nullptr;

@@ -154,11 +154,15 @@ inline constexpr std::size_t kBanks = 3;
 enum Bank : std::uint8_t { kUserBank, kSupervisorBank, kSupervisorAcBank };
 
 // From the linear address of code to its translation, for jumps whose target is not known beforehand.
-inline constexpr std::size_t kJumpEntries = 2048;
+inline constexpr std::size_t kJumpEntries = 16384;
 inline constexpr std::uint64_t kJumpMask = (kJumpEntries - 1)
                                            << 2;  // the bits of an address that number its entry
 [[nodiscard]] constexpr std::size_t jump_index(std::uint64_t linear) {
   return (linear & kJumpMask) >> 2;
+}
+// A tag that no address of this entry matches.
+[[nodiscard]] constexpr std::uint64_t no_jump(std::size_t index) {
+  return -(((index + 1) % kJumpEntries) << 2);
 }
 struct JumpBank {
   std::array<std::uint64_t, kJumpEntries> tag;   // negated linear address of the instruction

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "hypervisor/soft/cpu.h"
 
@@ -74,8 +75,10 @@ class Emitter final {
     }
     *at_++ = static_cast<std::uint8_t>(value);
   }
+  // The bytes of a number, or of another object.
   template <typename T>
-  void number(T value) {
+    requires std::is_trivially_copyable_v<T>
+  void number(const T& value) {
     if (static_cast<std::size_t>(end_ - at_) < sizeof value) {
       full_ = true;
       return;
@@ -174,6 +177,15 @@ class Emitter final {
     byte(0x80U | (~static_cast<unsigned>(from) & 0xfU) << 3 | 2U);
     byte(0xf5);
     memory(low(to), HostReg::kRsp, offset);
+  }
+  // shlx, shrx, sarx to, from, count: 64 bits.
+  enum class Shift : std::uint8_t { kLeft = 1, kArithmeticRight = 2, kRight = 3 };  // the VEX prefix bits
+  void shift(Shift kind, HostReg to, HostReg from, HostReg count) {
+    byte(0xc4);
+    byte((high(to) ? 0U : 0x80U) | 0x40U | (high(from) ? 0U : 0x20U) | 2U);
+    byte(0x80U | (~static_cast<unsigned>(count) & 0xfU) << 3 | static_cast<unsigned>(kind));
+    byte(0xf7);
+    byte(0xc0U | low(to) << 3 | low(from));
   }
   // rorx to, from, count
   void rotate(HostReg to, HostReg from, unsigned count) {

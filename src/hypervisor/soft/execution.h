@@ -12,6 +12,10 @@ enum class ExecutorChoice : std::uint8_t {
 
 struct ExecutionOptions {
   ExecutorChoice executor = ExecutorChoice::kTranslate;
+  // The machine's time-stamp counter is what RDTSC gives on this host.
+  bool native_tsc = false;
+  // Say at the end of the VM what the executors did.
+  bool statistics = false;
 };
 
 }  // namespace wisp::soft

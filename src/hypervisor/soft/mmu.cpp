@@ -24,9 +24,6 @@ std::size_t line_index(std::uint64_t linear) {
 std::uint64_t no_tag(std::size_t index) {
   return -(((index + kTlbEntries - 1) % kTlbEntries) << 12);
 }
-std::uint64_t no_jump(std::size_t index) {
-  return -(((index + 1) % kJumpEntries) << 2);
-}
 
 // One aligned number in one access; anything else byte by byte or as the library does it.
 void copy_from_guest(std::uint8_t* out, const std::uint8_t* host, std::uint32_t size) {
@@ -83,7 +80,7 @@ const Mmu::Entry* Mmu::look_up(std::uint64_t linear, Access access, As as) {
   }
   const std::uint64_t page = linear >> 12;
   Entry& entry = entries_[entry_index(page)];
-  if (entry.page == page && (entry.context == kGlobal || entry.context == context()) &&
+  if (entry.page == page && (entry.context == global_context_ || entry.context == context()) &&
       allowed(entry, access, as) && (access != Access::kWrite || entry.dirty)) [[likely]] {
     return &entry;
   }
@@ -100,8 +97,9 @@ bool Mmu::translate(std::uint64_t linear, Access access, As as, Translation& out
   if (entry == nullptr) {
     return false;
   }
-  out = {
-      .gpa = entry->gpa | (linear & kPageOffset), .page = entry->target, .global = entry->context == kGlobal};
+  out = {.gpa = entry->gpa | (linear & kPageOffset),
+         .page = entry->target,
+         .global = entry->context == global_context_};
   return true;
 }
 
@@ -141,7 +139,7 @@ bool Mmu::fill(std::uint64_t linear, std::uint32_t size, Access access) {
   bank.read_tag[index] = tag;
   bank.addend[index] = reinterpret_cast<std::uint64_t>(page.host) - (linear & ~kPageOffset);
   bank.write_tag[index] = write || keep_write ? tag : no_tag(index);
-  if (entry->context != kGlobal && filled_.size() <= kMaxFilled) {
+  if (entry->context != global_context_ && filled_.size() <= kMaxFilled) {
     filled_.push_back(static_cast<std::uint16_t>(bank_number * kTlbEntries + index));
   }
   return true;
@@ -356,8 +354,8 @@ void Mmu::flush_inline() {
 
 void Mmu::flush_all() {
   flush_inline();
-  std::ranges::fill(entries_, Entry{});
-  std::ranges::fill(contexts_, 0);
+  // What was cached belongs to numbers that nobody has any more.
+  global_context_ = next_context_++;
   for (std::uint64_t& number : contexts_) {
     number = next_context_++;
   }
@@ -411,12 +409,22 @@ void Mmu::flush_page(std::uint64_t linear) {
     entry = Entry{};
   }
   if (jump_pages_.test(page % jump_pages_.size())) {
+    // The entries of one page stand side by side.
+    const std::size_t first = jump_index(linear & ~kPageOffset);
     for (JumpBank& bank : cpu_.jumps) {
-      for (std::size_t i = 0; i < kJumpEntries; ++i) {
+      for (std::size_t i = first; i < first + kPageSize / 4; ++i) {
         if ((-bank.tag[i]) >> 12 == page) {
           bank.tag[i] = no_jump(i);
         }
       }
+    }
+  }
+}
+
+void Mmu::revoke_writes() {
+  for (TlbBank& bank : cpu_.tlb) {
+    for (std::size_t i = 0; i < kTlbEntries; ++i) {
+      bank.write_tag[i] = no_tag(i);
     }
   }
 }

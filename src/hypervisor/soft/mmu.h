@@ -95,7 +95,8 @@ class Mmu final {
   void flush_pcid(std::uint16_t pcid);
   // The in-line TLB and the jump entries alone: what they were filled from stays.
   void flush_inline();
-  // Takes away write access to a page of guest RAM (it holds code now, or its dirt is logged).
+  // Takes away in-line write access to all pages, and to one page of guest RAM (it holds code now).
+  void revoke_writes();
   void revoke_write(const std::uint8_t* host_page);
   // An entry of cpu.jumps was filled; `global`: its page belongs to all contexts.
   void note_jump(std::size_t bank, std::size_t index, bool global);
@@ -104,13 +105,11 @@ class Mmu final {
   // What is known of a page of one context: rights as the page tables give them, all levels taken together.
   struct Entry {
     std::uint64_t page = ~0ULL;  // linear address >> 12
-    std::uint64_t context = 0;   // kGlobal or the number of the context
+    std::uint64_t context = 0;   // its number, or that of the global pages
     std::uint64_t gpa = 0;
     PhysicalPage target{};
     bool writable = false, user = false, executable = false, dirty = false;
   };
-  static constexpr std::uint64_t kGlobal = 0;
-
   [[nodiscard]] bool user_access(As as) const { return cpu_.cpl == 3 && as == As::kCode; }
   [[nodiscard]] bool allowed(const Entry& entry, Access access, As as) const;
   [[nodiscard]] bool page_fault(std::uint64_t linear, Access access, As as, bool present, bool reserved);
@@ -129,7 +128,8 @@ class Mmu final {
   EngineMmio& mmio_;
   std::vector<Entry> entries_;           // backs the in-line TLB: bigger, of all contexts
   std::vector<std::uint64_t> contexts_;  // number of each PCID's present context
-  std::uint64_t next_context_ = 1;
+  std::uint64_t next_context_ = 1;       // no number is used twice
+  std::uint64_t global_context_ = 0;
   std::vector<std::uint16_t> filled_;  // in-line entries that are not global, since they were last dropped
   std::vector<std::uint16_t> filled_jumps_;  // the same for cpu.jumps
   // Where a large page of 1 << shift bytes is noted.

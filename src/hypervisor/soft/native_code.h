@@ -20,7 +20,8 @@ void emit_native(Emitter& out, const Insn& insn, MemoryForm form);
 
 // The code that enters and leaves generated code, made once for a code memory.
 struct Trampolines {
-  // void(Cpu*, const std::uint8_t* code): loads the guest's registers and flags, and jumps to the code.
+  // void(Cpu*, const std::uint8_t* code): loads the guest's registers and flags, cpu.scratch[1] into
+  // kAddress, and jumps to the code.
   const std::uint8_t* enter = nullptr;
   // Jumped to by generated code: stores them, and returns from `enter` with kAddress as result.
   const std::uint8_t* leave = nullptr;

@@ -176,7 +176,7 @@ bool Mmu::walk(std::uint64_t linear, Access access, As as, Entry& entry) {
     entry.dirty = dirty || (value & kDirty) != 0;
     entry.target = memory_.find(entry.gpa);
     if ((value & kGlobalBit) != 0 && (cpu_.cr4 & cr4::kPge) != 0) {
-      entry.context = kGlobal;
+      entry.context = global_context_;
     }
     if (shift == 30) {
       huge_.set(large_slot(linear, 30));

@@ -1,5 +1,6 @@
 #include "hypervisor/soft/processor.h"
 
+#include <fmt/format.h>
 #include <sys/mman.h>
 
 #include <cerrno>
@@ -64,6 +65,7 @@ class ProcessorImpl final : public Processor {
 
   Core& core() override { return core_; }
   Stop run() override;
+  [[nodiscard]] std::string describe_work() const override;
 
  private:
   // True where the run ends, with `stop` set.
@@ -181,6 +183,24 @@ Processor::Stop ProcessorImpl::run() {
       return stop;
     }
   }
+}
+
+std::string ProcessorImpl::describe_work() const {
+  std::string text;
+  if (runner_) {
+    const RunnerStatistics& work = runner_->statistics();
+    const TranslatorStatistics& all = shared_->translator()->statistics();
+    text = fmt::format(
+        "translated code was entered {} times; {} TLB fills, {} accesses and {} instructions interpreted, {} "
+        "jumps "
+        "linked, {} jump entries missed, {} translations looked up; all processors: {} blocks of {} "
+        "instructions "
+        "translated in {} ms, {} killed, {} KiB of code, cache thrown away {} times",
+        work.entered, work.filled, work.slow_accesses, work.specials, work.links, work.misses, work.searches,
+        all.blocks, all.instructions, all.nanoseconds / 1'000'000, all.killed, all.code_bytes >> 10,
+        all.flushes);
+  }
+  return text;
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 
 #include "base/error.h"
 #include "hypervisor/soft/execution.h"
@@ -13,10 +14,11 @@ namespace wisp::soft {
 
 // What the processors of one VM share: the memory that generated code lives in, and the translations.
 class SharedCode;
-// `shoot_down(self, ...)` must make every processor but `self` (may be null) drop its in-line TLB and jump
-// entries before it goes on with guest code, and return when they all have or are outside of guest code.
+// Both must make every processor but `self` (may be null) do so before it goes on with guest code, and return
+// when they all have or are outside of guest code.
 struct SharedCodeHooks {
-  std::function<void(Cpu* self)> shoot_down;
+  std::function<void(Cpu* self)> flush_inline;   // drop its in-line TLB and jump entries
+  std::function<void(Cpu* self)> revoke_writes;  // drop its in-line write access
 };
 [[nodiscard]] Result<std::shared_ptr<SharedCode>> make_shared_code(PhysicalMemory& memory,
                                                                    SharedCodeHooks hooks,
@@ -43,6 +45,8 @@ class Processor {
   // An instruction that has answers in cpu.io, or stands in an interrupt shadow, is run whatever cpu.run
   // says: only after it can the caller save the state, or deliver anything.
   [[nodiscard]] virtual Stop run() = 0;
+  // What its executors did so far, in one line.
+  [[nodiscard]] virtual std::string describe_work() const = 0;
 };
 
 }  // namespace wisp::soft

@@ -47,7 +47,7 @@ void Requests::shoot_down(std::uint32_t bits, const Cpu* self) const {
     while (party->in_guest.load(std::memory_order_seq_cst) &&
            (party->cpu->requests.load(std::memory_order_acquire) & bits) != 0) {
       if (own != nullptr) {
-        serve(*own, kFlushInline);
+        serve(*own, kFlushInline | kRevokeWrites);
       }
       if (++spins > kSpins) {
         ::sched_yield();

@@ -21,6 +21,8 @@ enum Request : std::uint32_t {
   kFlushMemory = 1U << 0,
   // The in-line TLB and the jump entries. Also served by a processor that is itself in shoot_down().
   kFlushInline = 1U << 1,
+  // Write access in line; served like kFlushInline.
+  kRevokeWrites = 1U << 2,
 };
 
 // The processors of one VM. They are added before any of them runs, and must outlive it.
@@ -44,7 +46,7 @@ class Requests final {
 
   // Asks `bits` of every processor but `self` (null: of all), and returns when each has done it or is outside
   // of guest code. By any thread; by a processor's own thread in the middle of an instruction only with
-  // kFlushInline, and without a lock that another processor may wait for inside guest code.
+  // kFlushInline or kRevokeWrites, and without a lock that another processor may wait for inside guest code.
   void shoot_down(std::uint32_t bits, const Cpu* self) const;
 
  private:

@@ -56,7 +56,7 @@ void SharedCode::watch_code(const PhysicalPage& page, std::uint64_t gpa, std::ui
   if (page.info->code_lines.fetch_or(lines, std::memory_order_seq_cst) == 0) {
     // Nobody may write to the page in line any more.
     mmu.revoke_write(page.host);
-    hooks_.shoot_down(&cpu);
+    hooks_.revoke_writes(&cpu);
   }
 }
 

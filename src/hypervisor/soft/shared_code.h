@@ -30,8 +30,8 @@ class SharedCode final : public CodeWatcher {
   void watch_code(const PhysicalPage& page, std::uint64_t gpa, std::uint32_t size, Cpu& cpu, Mmu& mmu);
   // The same for a page that is watched already, without telling anybody; false: it is not any more.
   [[nodiscard]] static bool watch_more(const PhysicalPage& page, std::uint64_t gpa, std::uint32_t size);
-  // Every processor but `self` (null: every one) drops its in-line TLB and jump entries before it goes on.
-  void shoot_down(Cpu* self) { hooks_.shoot_down(self); }
+  // See SharedCodeHooks.
+  void flush_inline(Cpu* self) { hooks_.flush_inline(self); }
 
   void code_written(std::uint64_t gpa, std::uint32_t size) override;
 

@@ -224,8 +224,13 @@ bool SoftVcpu::stopped_until_woken() {
 }
 
 void SoftVcpu::serve_requests(std::uint32_t bits) {
-  if (bits != 0) {
-    processor_->core().mmu.flush_all();
+  Mmu& mmu = processor_->core().mmu;
+  if ((bits & kFlushMemory) != 0) {
+    mmu.flush_all();
+  } else if ((bits & kFlushInline) != 0) {
+    mmu.flush_inline();
+  } else if ((bits & kRevokeWrites) != 0) {
+    mmu.revoke_writes();
   }
 }
 

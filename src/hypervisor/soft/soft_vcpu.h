@@ -70,6 +70,8 @@ class SoftVcpu final : public Vcpu, private Environment, private EngineMmio {
 
   // Makes the processor look at what waits for it; from any thread.
   void wake();
+  // What its executors did so far, in one line; once it has stopped.
+  [[nodiscard]] std::string describe_work() const { return processor_->describe_work(); }
   // The PIC has an interrupt; from any thread.
   void pic_changed();
 

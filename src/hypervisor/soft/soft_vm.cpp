@@ -1,10 +1,12 @@
 #include "hypervisor/soft/soft_vm.h"
 
+#include <fmt/format.h>
 #include <pthread.h>
 
 #include <future>
 #include <system_error>
 
+#include "hypervisor/soft/shared_code.h"
 #include "hypervisor/soft/soft_irq.h"
 #include "hypervisor/topology.h"
 
@@ -66,6 +68,11 @@ SoftVm::SoftVm(const SoftOptions& soft, const VmOptions& options)
     : options_(options), tsc_offset_(-clock_.tsc()), notes_(soft.note) {}
 
 SoftVm::~SoftVm() {
+  if (code_ && code_->options().statistics) {
+    for (const auto& vcpu : vcpus_) {
+      notes_.add(fmt::format("vCPU {}: {}", vcpu->id(), vcpu->describe_work()));
+    }
+  }
   if (service_) {
     service_->stop();
   }
@@ -105,10 +112,13 @@ Result<void> SoftVm::set_up(const SoftOptions& soft) {
                 }
               }));
   memory_.set_change_hook([this] { requests_.shoot_down(kFlushMemory, nullptr); });
-  WISP_ASSIGN(
-      code_, make_shared_code(memory_,
-                              {.shoot_down = [this](Cpu* self) { requests_.shoot_down(kFlushInline, self); }},
-                              soft.execution));
+  ExecutionOptions execution = soft.execution;
+  execution.native_tsc = clock_.native_tsc();
+  WISP_ASSIGN(code_, make_shared_code(
+                         memory_,
+                         {.flush_inline = [this](Cpu* self) { requests_.shoot_down(kFlushInline, self); },
+                          .revoke_writes = [this](Cpu* self) { requests_.shoot_down(kRevokeWrites, self); }},
+                         execution));
   vcpus_.reserve(options_.max_vcpus);
   return {};
 }

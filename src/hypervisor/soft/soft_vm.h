@@ -50,6 +50,7 @@ class SoftVm final : public Vm {
   [[nodiscard]] Result<std::unique_ptr<IrqLine>> msi_line(const MsiMessage& message) override;
   [[nodiscard]] Result<void> set_dirty_log(bool on) override;
   [[nodiscard]] Result<std::vector<std::uint64_t>> take_dirty_log(Gpa gpa) override;
+  [[nodiscard]] bool prefers_large_pages() const override { return true; }
   [[nodiscard]] Result<std::vector<std::uint8_t>> save_platform() override;
   [[nodiscard]] Result<void> load_platform(std::span<const std::uint8_t> record) override;
 

@@ -161,9 +161,10 @@ Outcome Stepper::step() {
 }
 
 Outcome Stepper::execute(const Insn& insn) {
-  last_ = &insn;
+  uncached_.insn = insn;
+  last_ = &uncached_.insn;
   const std::uint8_t* thunk = nullptr;
-  return run(insn, &thunk);
+  return run(uncached_.insn, &thunk);
 }
 
 Outcome Stepper::run(const Insn& insn, const std::uint8_t** thunk) {
@@ -255,9 +256,9 @@ const std::uint8_t* Stepper::thunk_for(const Insn& insn) {
   const std::uint8_t* code = out.here();
   if (insn.vector_use != VectorUse::kNone) {
     out.call(trampolines_.load_vectors);
-  }
-  if (insn.memory) {
-    out.load(kAddress, offset32(offsetof(Cpu, scratch)) + 8);
+    if (insn.memory) {
+      out.load(kAddress, offset32(offsetof(Cpu, scratch)) + 8);
+    }
   }
   emit_native(out, insn, MemoryForm::kAddressOnly);
   out.constant(kAddress, 0);

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <cstdlib>
+#include <cstring>
 
 #include "hypervisor/soft/shared_code.h"
 #include "hypervisor/soft/stepper.h"
@@ -19,7 +20,10 @@ const std::uint8_t* after(const CallSite& site) {
 }  // namespace
 
 TranslatedRunner::TranslatedRunner(Core core, SharedCode& shared, Stepper& stepper)
-    : core_(core), translator_(*shared.translator()), stepper_(stepper) {
+    : core_(core),
+      translator_(*shared.translator()),
+      stepper_(stepper),
+      native_tsc_(shared.options().native_tsc) {
   core_.cpu.runner = this;
 }
 
@@ -40,7 +44,8 @@ BlockMode TranslatedRunner::mode() const {
   return {.bank = cpu.bank(),
           .x87 = usable,
           .sse = sse,
-          .avx = usable && (cpu.cr4 & cr4::kOsxsave) != 0 && (cpu.xcr0 & 6) == 6};
+          .avx = usable && (cpu.cr4 & cr4::kOsxsave) != 0 && (cpu.xcr0 & 6) == 6,
+          .tsc = native_tsc_ && (cpu.cpl == 0 || (cpu.cr4 & cr4::kTsd) == 0)};
 }
 
 bool TranslatedRunner::attention() const {
@@ -57,20 +62,48 @@ TranslatedBlock TranslatedRunner::block_at(std::uint64_t linear, Translation& wh
   return translator_.find(where, mode(), core_.cpu, core_.mmu);
 }
 
+const std::uint8_t* TranslatedRunner::entry_at(std::uint64_t linear) {
+  Cpu& cpu = core_.cpu;
+  const Bank bank = cpu.bank();
+  JumpBank& jumps = cpu.jumps[bank];
+  const std::size_t index = jump_index(linear);
+  if (jumps.tag[index] == -linear) [[likely]] {
+    return reinterpret_cast<const std::uint8_t*>(jumps.code[index]);
+  }
+  ++statistics_.searches;
+  Translation where;
+  const TranslatedBlock block = block_at(linear, where);
+  if (block.outer == nullptr || translator_.generation() != generation_) {
+    return nullptr;
+  }
+  jumps.tag[index] = -linear;
+  jumps.code[index] = reinterpret_cast<std::uint64_t>(block.outer);
+  core_.mmu.note_jump(bank, index, where.global);
+  return block.outer;
+}
+
+void TranslatedRunner::follow_mode() {
+  if (const std::uint32_t features = mode().features(); features != features_) [[unlikely]] {
+    core_.mmu.flush_inline();
+    features_ = features;
+  }
+}
+
 Outcome TranslatedRunner::run() {
   Cpu& cpu = core_.cpu;
-  Translation where;
   if (const std::uint64_t generation = translator_.generation(); generation != generation_) {
     core_.mmu.flush_inline();  // jump entries lead to what was thrown away
     generation_ = generation;
   }
-  const TranslatedBlock block = block_at(cpu.rip, where);
-  if (block.inner == nullptr) {
+  follow_mode();
+  const std::uint8_t* entry = entry_at(cpu.rip);
+  if (entry == nullptr) {
     return stepper_.step();
   }
-  cpu.page_address = cpu.rip & ~kPageOffset;
+  ++statistics_.entered;
+  cpu.scratch[1] = cpu.rip;
   outcome_ = Outcome::kNext;
-  const std::uint64_t result = enter_code(translator_.stubs().trampolines, cpu, block.inner);
+  const std::uint64_t result = enter_code(translator_.stubs().trampolines, cpu, entry);
   if (result < kHostFault) [[likely]] {
     return outcome_;
   }
@@ -101,34 +134,30 @@ const std::uint8_t* TranslatedRunner::go_on() {
   if (attention() || !ready() || translator_.generation() != generation_) {
     return leave(Outcome::kNext);
   }
-  Translation where;
-  const TranslatedBlock block = block_at(cpu.rip, where);
-  if (block.outer == nullptr || translator_.generation() != generation_) {
+  follow_mode();
+  const std::uint8_t* entry = entry_at(cpu.rip);
+  if (entry == nullptr) {
     return leave(Outcome::kNext);
   }
   cpu.scratch[1] = cpu.rip;
-  JumpBank& jumps = cpu.jumps[cpu.bank()];
-  const std::size_t index = jump_index(cpu.rip);
-  jumps.tag[index] = -cpu.rip;
-  jumps.code[index] = reinterpret_cast<std::uint64_t>(block.outer);
-  core_.mmu.note_jump(cpu.bank(), index, where.global);
-  return block.outer;
+  return entry;
 }
 
-// Lets the interpreter run the instruction at cpu.rip; `resume` is the code of the one behind it.
-const std::uint8_t* TranslatedRunner::interpret(const std::uint8_t* resume, bool keep_flow,
-                                                bool vectors_away) {
+TranslatedRunner::Before TranslatedRunner::before() const {
+  return {.kills = translator_.kills(), .rip = core_.cpu.rip, .mode = mode().key()};
+}
+
+const std::uint8_t* TranslatedRunner::interpreted(Outcome outcome, const Before& before,
+                                                  const std::uint8_t* resume, bool vectors_away) {
   Cpu& cpu = core_.cpu;
-  const std::uint64_t kills = translator_.kills();
-  const std::uint64_t rip = cpu.rip;
-  const BlockMode before = mode();
-  const Outcome outcome = stepper_.step();
   if (outcome != Outcome::kNext && outcome != Outcome::kJump) {
     return leave(outcome);
   }
-  const bool here = keep_flow && outcome == Outcome::kNext && cpu.rip == rip + stepper_.last().length;
-  if (here && !attention() && translator_.kills() == kills && translator_.generation() == generation_ &&
-      cpu.interrupt_shadow == 0 && mode().key() == before.key() && ready()) {
+  const bool here =
+      resume != nullptr && outcome == Outcome::kNext && cpu.rip == before.rip + stepper_.last().length;
+  if (here && !attention() && translator_.kills() == before.kills &&
+      translator_.generation() == generation_ && cpu.interrupt_shadow == 0 && mode().key() == before.mode &&
+      ready()) {
     cpu.scratch[2] = vectors_away ? 1 : 0;
     return resume;
   }
@@ -140,21 +169,30 @@ const std::uint8_t* TranslatedRunner::slow(const CallSite& site, std::uint64_t l
   cpu.rip = cpu.page_address + site.page_offset;
   if (core_.mmu.fill(linear, site.size, static_cast<Access>(site.access)) &&
       translator_.generation() == generation_) {
+    ++statistics_.filled;
     cpu.scratch[1] = linear;
     cpu.scratch[2] = vectors_away ? 1 : 0;
     return after(site);
   }
+  ++statistics_.slow_accesses;
   const auto* resume = reinterpret_cast<const std::uint8_t*>(&site) + site.next;
-  return interpret(resume, true, vectors_away);
+  const Before was = before();
+  return interpreted(stepper_.step(), was, resume, vectors_away);
 }
 
 const std::uint8_t* TranslatedRunner::special(const CallSite& site, bool vectors_away) {
   Cpu& cpu = core_.cpu;
   cpu.rip = cpu.page_address + site.page_offset;
-  return interpret(after(site), site.access != 0, vectors_away);
+  ++statistics_.specials;
+  const std::uint8_t* resume = site.access != 0 ? after(site) : nullptr;
+  Insn insn;
+  std::memcpy(&insn, after(site) + site.next, sizeof insn);
+  const Before was = before();
+  return interpreted(stepper_.execute(insn), was, resume, vectors_away);
 }
 
 const std::uint8_t* TranslatedRunner::link(const CallSite& site) {
+  ++statistics_.links;
   Cpu& cpu = core_.cpu;
   cpu.rip = cpu.page_address + site.page_offset;
   if (attention() || translator_.generation() != generation_) {
@@ -171,7 +209,14 @@ const std::uint8_t* TranslatedRunner::link(const CallSite& site) {
 }
 
 const std::uint8_t* TranslatedRunner::miss(std::uint64_t linear) {
-  core_.cpu.rip = linear;
+  ++statistics_.misses;
+  Cpu& cpu = core_.cpu;
+  cpu.rip = linear;
+  // An entry that is there leads to a block that is dead: it came here from that.
+  JumpBank& jumps = cpu.jumps[cpu.bank()];
+  if (const std::size_t index = jump_index(linear); jumps.tag[index] == -linear) {
+    jumps.tag[index] = no_jump(index);
+  }
   return go_on();
 }
 

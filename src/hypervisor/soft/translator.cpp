@@ -198,7 +198,7 @@ void Translator::Impl::make_room(Cpu& cpu) {
     generation.fetch_add(1, std::memory_order_acq_rel);
   }
   // Everybody else leaves translated code, or finds the generation changed before going back to it.
-  shared.shoot_down(&cpu);
+  shared.flush_inline(&cpu);
   const std::lock_guard lock(mutex);
   for (std::atomic<Block*>& block : quick) {
     block.store(nullptr, std::memory_order_relaxed);
@@ -266,6 +266,7 @@ Translator::Impl::Block* Translator::Impl::translate(const Translation& where, c
       }
       full = used + BlockEmitter::kRoom > code.size();
       if (!full) {
+        code.prepare(used + BlockEmitter::kRoom);
         Emitter out(code.writable() + used, code.executable() + used, BlockEmitter::kRoom);
         EmittedBlock emitted;
         BlockEmitter emitter(out, stubs, mode, fetch, &source);

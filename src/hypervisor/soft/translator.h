@@ -65,6 +65,17 @@ class Translator final {
   std::unique_ptr<Impl> impl_;
 };
 
+// How often translated code asked for help, on one processor.
+struct RunnerStatistics {
+  std::uint64_t entered = 0;        // from outside
+  std::uint64_t filled = 0;         // in-line TLB entries
+  std::uint64_t slow_accesses = 0;  // interpreted, since they cannot go in line
+  std::uint64_t specials = 0;       // instructions interpreted for what they are
+  std::uint64_t links = 0;          // jumps linked
+  std::uint64_t misses = 0;         // targets that were not among the jump entries
+  std::uint64_t searches = 0;       // of the table of translations
+};
+
 // Runs translated code on one processor.
 class TranslatedRunner final {
  public:
@@ -78,14 +89,29 @@ class TranslatedRunner final {
   // Runs until something happened that the caller must see to. kNext and kJump: nothing but that it is time
   // to look at cpu.run and the like.
   [[nodiscard]] Outcome run();
+  [[nodiscard]] const RunnerStatistics& statistics() const { return statistics_; }
 
  private:
   friend struct RunnerCalls;
+  // The processor before an instruction that may end the block's assumptions.
+  struct Before {
+    std::uint64_t kills = 0;
+    std::uint64_t rip = 0;
+    std::uint32_t mode = 0;
+  };
+  [[nodiscard]] Before before() const;
   [[nodiscard]] BlockMode mode() const;
   [[nodiscard]] TranslatedBlock block_at(std::uint64_t linear, Translation& where);
+  // The outer entry for a linear address, from the jump entries if one is there; null: nothing can be
+  // translated.
+  [[nodiscard]] const std::uint8_t* entry_at(std::uint64_t linear);
+  // Jump entries of blocks made for other features go.
+  void follow_mode();
   [[nodiscard]] const std::uint8_t* slow(const CallSite& site, std::uint64_t linear, bool vectors_away);
   [[nodiscard]] const std::uint8_t* special(const CallSite& site, bool vectors_away);
-  [[nodiscard]] const std::uint8_t* interpret(const std::uint8_t* resume, bool keep_flow, bool vectors_away);
+  // What follows an instruction that the interpreter ran at `rip`; `resume` is the code of the one behind it.
+  [[nodiscard]] const std::uint8_t* interpreted(Outcome outcome, const Before& before,
+                                                const std::uint8_t* resume, bool vectors_away);
   [[nodiscard]] const std::uint8_t* link(const CallSite& site);
   [[nodiscard]] const std::uint8_t* miss(std::uint64_t linear);
   [[nodiscard]] const std::uint8_t* go_on();
@@ -95,8 +121,11 @@ class TranslatedRunner final {
   Core core_;
   Translator& translator_;
   Stepper& stepper_;
+  const bool native_tsc_;
   Outcome outcome_ = Outcome::kNext;
   std::uint64_t generation_ = 0;  // of the cache, when it was last entered from outside
+  std::uint32_t features_ = 0;    // of the mode for which the jump entries were made
+  RunnerStatistics statistics_;
 };
 
 // The functions that the stubs call.

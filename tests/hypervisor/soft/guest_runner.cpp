@@ -76,7 +76,8 @@ GuestRunner::GuestRunner(ExecutorChoice executor)
   ram_ = static_cast<std::uint8_t*>(memory);
   EXPECT_TRUE(space_.add_listener(&memory_));
   EXPECT_TRUE(space_.add(MemoryRegion::ram("ram", ram_, kRamSize), 0));
-  auto code = make_shared_code(memory_, {.shoot_down = [](Cpu*) {}}, {.executor = executor});
+  auto code = make_shared_code(memory_, {.flush_inline = [](Cpu*) {}, .revoke_writes = [](Cpu*) {}},
+                               {.executor = executor});
   EXPECT_TRUE(code);
   code_ = *code;
   auto processor = Processor::create(memory_, *mmio_, *environment_, code_);

@@ -57,7 +57,8 @@ class Payload : public testing::TestWithParam<ExecutorChoice> {
     ram_ = static_cast<std::uint8_t*>(memory);
     ASSERT_TRUE(space_.add_listener(&memory_));
     ASSERT_TRUE(space_.add(MemoryRegion::ram("ram", ram_, kRamSize), 0));
-    auto code = make_shared_code(memory_, {.shoot_down = [](Cpu*) {}}, {.executor = GetParam()});
+    auto code = make_shared_code(memory_, {.flush_inline = [](Cpu*) {}, .revoke_writes = [](Cpu*) {}},
+                                 {.executor = GetParam()});
     ASSERT_TRUE(code);
     auto processor = Processor::create(memory_, silent_, silent_, *code);
     ASSERT_TRUE(processor);
