@@ -67,6 +67,18 @@ def vmm_command(program, folder, memory=256, cpus=1, kernel="vmlinux", append=""
     return [program, "-machine", "microvm", "-accel", accel, *words]
 
 
+def soft_command(program, folder, append="", memory=512, cpus=1, initrd="initrd.img", cpu="Nehalem", tsc_khz=2000000,
+                 accel="soft"):
+    """One microVM on a CPU in software, Wisp's or QEMU's TCG, with a serial console; `cpu` and `tsc_khz` are QEMU's."""
+    words = ["-smp", str(cpus), "-m", str(memory), "-kernel", os.path.join(folder, "vmlinux"), "-initrd",
+             os.path.join(folder, initrd), "-no-reboot", "-serial", "stdio"]
+    if is_qemu(program):
+        # Without a frequency told, this kernel cannot calibrate its clock there and hangs now and then.
+        return [program, "-M", "microvm,x-option-roms=off,rtc=on,pit=on", "-accel", "tcg", "-cpu", cpu, "-nodefaults",
+                "-no-user-config", "-display", "none", *words, "-append", f"{append} tsc_early_khz={tsc_khz}".strip()]
+    return [program, "-machine", "microvm", "-accel", accel, *words, "-append", append]
+
+
 def is_qemu(program):
     return os.path.basename(program).startswith("qemu")
 

@@ -10,20 +10,9 @@ import subprocess
 import sys
 import time
 
-from common import images, name_of, parser, shown, summary, table
+from common import images, name_of, parser, shown, soft_command, summary, table
 
 APPEND = "console=ttyS0 quiet"
-
-
-def command_of(program, folder, cpus, append):
-    words = ["-smp", str(cpus), "-m", "512", "-kernel", os.path.join(folder, "vmlinux"), "-initrd",
-             os.path.join(folder, "initrd.img"), "-no-reboot", "-serial", "stdio"]
-    if os.path.basename(program).startswith("qemu"):
-        # Without a frequency told, this kernel cannot calibrate its clock there and hangs now and then.
-        return [program, "-M", "microvm,x-option-roms=off,rtc=on,pit=on", "-accel", "tcg", "-cpu", "Nehalem", "-nodefaults",
-                "-no-user-config", "-display", "none", *words, "-append",
-                f"{APPEND} {append} tsc_early_khz=2000000 wisp.do=poweroff"]
-    return [program, "-machine", "microvm", "-accel", "soft", *words, "-append", f"{APPEND} {append} wisp.do=poweroff"]
 
 
 def boot(command, limit=120):
@@ -52,7 +41,8 @@ def main():
     folder = images()
     rows, commands = [], []
     for title, append in (("quiet", ""), ("quiet, cryptomgr.notests", "cryptomgr.notests")):
-        pair = [command_of(program, folder, options.cpus, append) for program in (options.vmm, options.qemu)]
+        words = " ".join([APPEND, *append.split(), "wisp.do=poweroff"])
+        pair = [soft_command(program, folder, words, cpus=options.cpus) for program in (options.vmm, options.qemu)]
         commands += pair if not commands else []
         times = [[], []]
         for _ in range(options.runs):
