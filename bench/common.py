@@ -25,8 +25,9 @@ def parser(description):
     return result
 
 
-def images():
-    result = subprocess.run([os.path.join(ROOT, "scripts/guest-images"), "kernel", "initrd"], check=True,
+def images(*names):
+    """The folder of images, with those of scripts/guest-images in it."""
+    result = subprocess.run([os.path.join(ROOT, "scripts/guest-images"), *(names or ("kernel", "initrd"))], check=True,
                             stdout=subprocess.PIPE, text=True)
     return result.stdout.strip()
 
@@ -67,15 +68,21 @@ def vmm_command(program, folder, memory=256, cpus=1, kernel="vmlinux", append=""
     return [program, "-machine", "microvm", "-accel", accel, *words]
 
 
-def soft_command(program, folder, append="", memory=512, cpus=1, initrd="initrd.img", cpu="Nehalem", tsc_khz=2000000,
-                 accel="soft"):
-    """One microVM on a CPU in software, Wisp's or QEMU's TCG, with a serial console; `cpu` and `tsc_khz` are QEMU's."""
+def tsc_khz():
+    """The rate of the host's time-stamp counter, which TCG's guests see: the kernel derives its BogoMIPS from that."""
+    with open("/proc/cpuinfo", encoding="ascii") as file:
+        return round(next(float(line.split(":")[1]) for line in file if line.startswith("bogomips")) * 500)
+
+
+def soft_command(program, folder, append="", memory=512, cpus=1, initrd="initrd.img", cpu="Nehalem", accel="soft"):
+    """One microVM on a CPU in software, Wisp's or QEMU's TCG (`cpu` is QEMU's), with a serial console."""
     words = ["-smp", str(cpus), "-m", str(memory), "-kernel", os.path.join(folder, "vmlinux"), "-initrd",
              os.path.join(folder, initrd), "-no-reboot", "-serial", "stdio"]
     if is_qemu(program):
-        # Without a frequency told, this kernel cannot calibrate its clock there and hangs now and then.
+        # Without a frequency told, this kernel cannot calibrate its clock there and hangs now and then; with a wrong
+        # one its clock is wrong.
         return [program, "-M", "microvm,x-option-roms=off,rtc=on,pit=on", "-accel", "tcg", "-cpu", cpu, "-nodefaults",
-                "-no-user-config", "-display", "none", *words, "-append", f"{append} tsc_early_khz={tsc_khz}".strip()]
+                "-no-user-config", "-display", "none", *words, "-append", f"{append} tsc_early_khz={tsc_khz()}".strip()]
     return [program, "-machine", "microvm", "-accel", accel, *words, "-append", append]
 
 

@@ -45,7 +45,7 @@ class Run:
     def __init__(self, name, command, options):
         self.name, self.command = name, command
         self.results, self.wrong = {}, []
-        self.clocks = []  # (host's seconds, program's nanoseconds, time-stamp counter)
+        self.clocks = []  # (host's seconds, program's nanoseconds)
         self.text = ""
         self.status = None
 
@@ -85,16 +85,12 @@ class Run:
     def take(self, line, now):
         self.text += line + "\n"
         words = line.split()
-        if len(words) == 3 and words[0] == "clock":
-            self.clocks.append((now, int(words[1]), int(words[2])))
+        if len(words) == 2 and words[0] == "clock":
+            self.clocks.append((now, int(words[1])))
         elif len(words) == 3 and words[0] in COMPUTE + SYSTEM:
             self.results[words[0]] = (float(words[1]), words[2])
         elif line.startswith("COMPUTE-END status="):
             self.status = int(words[1].split("=")[1])
-
-    def tsc_khz(self):
-        (_, start, first), (_, end, last) = self.clocks
-        return round((last - first) / (end - start) * 1e6)
 
     def failures(self, kinds):
         """What is wrong with this run, as text."""
@@ -141,29 +137,19 @@ def main():
     folder = options.images or images()
     program = build(folder)
     append = f"{APPEND} cryptomgr.notests" + (f" wisp.kinds={','.join(kinds)}" if options.kinds else "")
-
-    def commands(tsc_khz):
-        wisp = [soft_command(options.vmm, folder, append, initrd=INITRD)]
-        if options.interpreter:
-            wisp.append(soft_command(options.vmm, folder, append, initrd=INITRD, accel="soft,executor=interpret"))
-        return wisp + [soft_command(options.qemu, folder, append, initrd=INITRD, cpu=cpu, tsc_khz=tsc_khz)
-                       for cpu in ("Nehalem", "max")]
-
-    names = ["Wisp"] + (["interpreter"] if options.interpreter else []) + ["TCG Nehalem", "TCG max"]
-    everyone = ["native"] + names
-    times = {name: {kind: [] for kind in kinds} for name in everyone}
+    commands = {"native": [program] + (kinds if options.kinds else []),
+                "Wisp": soft_command(options.vmm, folder, append, initrd=INITRD)}
+    if options.interpreter:
+        commands["interpreter"] = soft_command(options.vmm, folder, append, initrd=INITRD,
+                                               accel="soft,executor=interpret")
+    for cpu in ("Nehalem", "max"):
+        commands[f"TCG {cpu}"] = soft_command(options.qemu, folder, append, initrd=INITRD, cpu=cpu)
+    times = {name: {kind: [] for kind in kinds} for name in commands}
     sums = {kind: {} for kind in kinds}
-    failures, shown_commands = [], []
+    failures = []
     for _ in range(options.runs):
-        native = Run("native", [program] + (kinds if options.kinds else []), options)
-        if native.failures(kinds):
-            sys.exit("\n".join(native.failures(kinds)))
-        runs = [native]
-        # TCG's time-stamp counter is the host's: the guest is told what that counts.
-        shown_commands = commands(native.tsc_khz())
-        for name, command in zip(names, shown_commands):
-            runs.append(Run(name, command, options))
-        for run in runs:
+        for name, command in commands.items():
+            run = Run(name, command, options)
             failures += run.failures(kinds)
             for kind, (value, total) in run.results.items():
                 times[run.name][kind].append(value)
@@ -179,7 +165,8 @@ def main():
     rows, ratios = [], {kind: {} for kind in kinds}
     for kind in kinds:
         native, wisp = median("native", kind), median("Wisp", kind)
-        tcg, which = min((median(name, kind), name.split()[1]) for name in ("TCG Nehalem", "TCG max"))
+        tcg, which = min(((median(name, kind), name.split()[1]) for name in ("TCG Nehalem", "TCG max")
+                          if times[name][kind]), default=(math.nan, "none"))
         ratios[kind] = {"wisp": wisp / native, "tcg": tcg / native, "of": wisp / tcg}
         row = [kind, figure(native), figure(wisp), ratio(wisp / native), f"{figure(tcg)} ({which})",
                ratio(tcg / native), ratio(wisp / tcg)]
@@ -197,7 +184,7 @@ def main():
     header = ["kind", "native ns", "Wisp ns", "x native", "TCG ns", "x native", "Wisp / TCG"]
     header += ["interpreter ns", "x native"] if options.interpreter else []
     table(f"Guest user mode on the software CPU, ns of one operation, medians of {options.runs} runs", header, rows,
-          [shown(command) for command in shown_commands])
+          [shown(command) for command in commands.values()])
     for failure in failures:
         print(f"\nFAILED {failure}")
     sys.exit(1 if failures else 0)

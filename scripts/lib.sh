@@ -63,7 +63,7 @@ BUILD_PACKAGES=(g++ cmake ninja-build pkg-config libc6-dev libfmt-dev nlohmann-j
 BED_PACKAGES=(python3 qemu-system-x86 mmdebstrap debian-archive-keyring busybox-static lz4 e2fsprogs kmod)
 # What tests, lint, fuzzing and benchmarks need on top.
 DEV_PACKAGES=(ccache git googletest libgtest-dev libgmock-dev clang-19 clang-format-19 clang-tidy-19 libclang-rt-19-dev
-  shellcheck acpica-tools socat strace passt iproute2 binutils libbenchmark-dev libzydis-dev)
+  shellcheck acpica-tools socat strace passt iproute2 iperf3 binutils libbenchmark-dev libzydis-dev)
 
 # configure PRESET: runs CMake once for build/PRESET; ninja keeps it up to date afterwards.
 configure() {
