@@ -225,8 +225,9 @@ def main():
         sys.exit(f"system_mode.py: no part '{unknown[0]}'; there are {', '.join(PARTS)}")
     if "iperf3" in options.parts and not shutil.which("iperf3"):
         sys.exit("system_mode.py: iperf3 is not installed; scripts/setup --dev --no-build installs it")
-    own_network()
+    # Before there is a network without a way out: images may have to be fetched.
     folder = options.images or images("kernel", "initrd", "debian")
+    own_network()
     machines = (("Wisp", options.vmm, ""), ("TCG Nehalem", options.qemu, "Nehalem"), ("TCG max", options.qemu, "max"))
     found = {name: {key: [] for key in ROWS} for name, _, _ in machines}
     failures, commands = [], {}
