@@ -105,9 +105,10 @@ class Guest:
             function(*arguments)
         except Failure as error:
             self.failures.append(f"{what}: {error}")
-            if what != "power-off":
-                # The shell may still be in the command that did not end.
+            if what in PARTS:
+                # The shell may still be in the command that did not end. What follows ^C too closely is lost with it.
                 self.console.send("\x03")
+                time.sleep(2)
 
     def boot(self, started):
         console = self.console
