@@ -18,6 +18,7 @@ sys.dont_write_bytecode = True
 import bad_input  # noqa: E402
 import boots  # noqa: E402
 import devices  # noqa: E402
+import virtiofs  # noqa: E402
 from harness import Checks, Context, main_summary  # noqa: E402
 
 # In this order: `smp` looks for the file that `devices` wrote.
@@ -27,9 +28,10 @@ GROUPS = {
     "smp": boots.smp_and_reboot,
     "linux64": lambda checks, context, root: boots.linux64(checks, context),
     "stratovirt": boots.stratovirt_line,
+    "virtiofs": virtiofs.run,
     "kata": boots.kata_line,
 }
-NOT_WITH_QEMU = ("bad-input", "linux64", "stratovirt", "kata")
+NOT_WITH_QEMU = ("bad-input", "linux64", "stratovirt", "virtiofs", "kata")
 
 
 def main():
