@@ -17,6 +17,7 @@ namespace {
 
 constexpr int kBacklog = 4;
 constexpr int kConnectTimeoutMs = 5000;
+constexpr std::uint64_t kAcceptRetryNs = 100'000'000;  // after the process ran out of descriptors
 
 Result<sockaddr_un> unix_address(const std::string& id, const std::string& path) {
   sockaddr_un address{};
@@ -96,7 +97,10 @@ Result<std::unique_ptr<SocketBackend>> SocketBackend::create(const CharConfig& c
 }
 
 SocketBackend::~SocketBackend() {
-  shut_down([this] { incoming_.stop(); });
+  shut_down([this] {
+    incoming_.stop();
+    accept_timer_ = Timer();
+  });
   struct stat now{};
   if (!unlink_path_.empty() && ::lstat(unlink_path_.c_str(), &now) == 0 && now.st_dev == bound_.st_dev &&
       now.st_ino == bound_.st_ino) {
@@ -177,7 +181,7 @@ Result<void> SocketBackend::open_tcp(const CharConfig& config) {
   const std::string port = std::to_string(config.port);
   addrinfo hints{};
   hints.ai_socktype = SOCK_STREAM;
-  hints.ai_flags = AI_NUMERICSERV | (config.server ? AI_PASSIVE : 0);
+  hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV | (config.server ? AI_PASSIVE : 0);
   addrinfo* found = nullptr;
   if (const int error = ::getaddrinfo(host.c_str(), port.c_str(), &hints, &found); error != 0) {
     return fail("chardev {}: cannot resolve host {}: {}", id(), host, ::gai_strerror(error));
@@ -222,22 +226,31 @@ Result<void> SocketBackend::attach_peer(UniqueFd peer) {
 }
 
 Result<void> SocketBackend::serve(bool wait) {
+  WISP_ASSIGN(accept_timer_, timer([this] {
+                if (!is_connected()) {
+                  incoming_.set_events(EPOLLIN);
+                }
+              }));
+  WISP_ASSIGN(incoming_, watch(listener_.get(), EPOLLIN, [this](std::uint32_t) { accept_peer(); }));
   if (wait) {
     log().warning("chardev {}: waiting for a client on {}", id(), description_);
-    pollfd waiting{.fd = listener_.get(), .events = POLLIN, .revents = 0};
-    while (::poll(&waiting, 1, -1) < 0 && errno == EINTR) {
+    // By the loop, which also hears of signals: they end the wait, and the loop.
+    while (!is_connected() && !loop().stopping()) {
+      loop().run_once(-1);
     }
   }
-  auto watched = watch(listener_.get(), EPOLLIN, [this](std::uint32_t) { accept_peer(); });
-  WISP_TRY(watched);
-  incoming_ = *std::move(watched);
   return {};
 }
 
 void SocketBackend::accept_peer() {
   UniqueFd peer(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
   if (!peer.valid()) {
-    return;  // it has gone again
+    if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
+      // The client stays in the queue: look again later instead of spinning.
+      incoming_.set_events(0);
+      accept_timer_.arm(kAcceptRetryNs);
+    }
+    return;  // else it has gone again
   }
   const int on = 1;
   ::setsockopt(peer.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);

@@ -32,6 +32,7 @@ class SocketBackend final : public StreamBackend {
 
   UniqueFd listener_;
   Watch incoming_;
+  Timer accept_timer_;
   std::string description_;
   std::string unlink_path_;  // ours to remove, as long as it is still the socket that we bound
   struct stat bound_{};

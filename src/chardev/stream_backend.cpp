@@ -13,6 +13,8 @@ namespace {
 constexpr std::uint64_t kAtOnce = 1;
 // How long the last output may take to go when the back end is destroyed.
 constexpr int kFinalFlushMs = 100;
+// When output that found no room is tried again where its descriptor cannot be waited for.
+constexpr std::uint64_t kRetryNs = 10'000'000;
 
 }  // namespace
 
@@ -177,7 +179,7 @@ void StreamBackend::input_event(std::uint32_t events) {
     in_watch_.stop();
     hung_up_ = true;
     if (receiver_ == nullptr) {
-      input_ended();
+      end_unheard();
       return;
     }
   }
@@ -213,7 +215,7 @@ void StreamBackend::watch_input() {
     return;
   }
   if (hung_up_ && receiver_ == nullptr) {
-    input_ended();  // nobody will ask for the last bytes
+    end_unheard();
     return;
   }
   const bool wanted = receiver_ != nullptr && receiver_->can_receive() > 0;
@@ -237,6 +239,15 @@ void StreamBackend::input_ended() {
     in_watch_.stop();
     in_.reset();
   }
+}
+
+// The peer has gone, and nobody will ask for its last bytes. Left in a pseudo-terminal, they would be taken
+// for a new peer's, again and again.
+void StreamBackend::end_unheard() {
+  std::array<std::uint8_t, kReadSize> dropped;
+  for (std::size_t i = 0; i < kReadsPerTurn && ::read(in_.get(), dropped.data(), dropped.size()) > 0; ++i) {
+  }
+  input_ended();
 }
 
 void StreamBackend::deliver(std::span<const std::uint8_t> bytes) {
@@ -300,32 +311,56 @@ void StreamBackend::output_failed(int error) {
 }
 
 void StreamBackend::write_output() {
-  Written written = Written::kSome;
-  while (written == Written::kSome) {
+  // No more than there is now: a guest that prints without pause must not keep the loop here. Whoever adds
+  // more sets the timer.
+  std::size_t chunks = 0;
+  {
+    const std::lock_guard lock(state_mutex_);
+    chunks = (output_.size() + kReadSize - 1) / kReadSize;
+  }
+  Written written = chunks == 0 ? Written::kNothingLeft : Written::kSome;
+  for (; chunks > 0 && written == Written::kSome; --chunks) {
     written = write_chunk();
   }
   if (written == Written::kFailed) {
     output_failed(errno);
+  } else if (written == Written::kSome) {
+    resume_if_output_waits();
   }
-  bool empty = false;
+  wait_for_room(written == Written::kNoRoom);
   bool room = false;
   {
     const std::lock_guard lock(state_mutex_);
-    empty = output_.empty();
     room = output_.room() >= kOutputSize / 2;
-  }
-  if (empty) {
-    out_watch_.stop();
-  } else if (!out_watch_.active() && out_.valid()) {
-    auto watched = watch(out_.get(), EPOLLOUT, [this](std::uint32_t) { write_output(); });
-    if (!watched.has_value()) {
-      output_failed(EIO);
-      return;
-    }
-    out_watch_ = *std::move(watched);
   }
   if (room) {
     tell_writable();
+  }
+}
+
+// A short write or an interrupted one leaves bytes for which no timer may be set.
+void StreamBackend::resume_if_output_waits() {
+  const std::lock_guard lock(state_mutex_);
+  if (!output_.empty() && !kicked_) {
+    kicked_ = true;
+    kick(kGatherNs);
+  }
+}
+
+// Only where a write found no room: some kinds of descriptors (regular files) always have it, and cannot be
+// watched.
+void StreamBackend::wait_for_room(bool wanted) {
+  if (!wanted) {
+    out_watch_.stop();
+  } else if (!out_watch_.active()) {
+    auto watched = watch(out_.get(), EPOLLOUT, [this](std::uint32_t) { write_output(); });
+    if (watched.has_value()) {
+      out_watch_ = *std::move(watched);
+      return;
+    }
+    const std::lock_guard lock(state_mutex_);
+    kicked_ = true;
+    kick(kRetryNs);
   }
 }
 

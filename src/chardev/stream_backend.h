@@ -78,6 +78,7 @@ class StreamBackend : public CharBackend {
 
   [[nodiscard]] const std::string& id() const { return id_; }
   [[nodiscard]] Log& log() { return log_; }
+  [[nodiscard]] EventLoop& loop() { return loop_; }
   // On the loop's thread.
   [[nodiscard]] CharReceiver* receiver() { return receiver_; }
   void set_escape_filter(std::unique_ptr<EscapeFilter> filter) { escape_ = std::move(filter); }
@@ -90,10 +91,13 @@ class StreamBackend : public CharBackend {
   void turn();
   void read_input();
   void input_ended();
+  void end_unheard();
   void deliver(std::span<const std::uint8_t> bytes);
   void watch_input();
   void input_event(std::uint32_t events);
   void write_output();
+  void resume_if_output_waits();
+  void wait_for_room(bool wanted);
   void tell_writable();
   void tell_size();
 

@@ -5,12 +5,14 @@
 #include <pty.h>
 #include <signal.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <termios.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -475,6 +477,34 @@ TEST_F(CharTest, AServerThatWaitsComesUpWithItsFirstClient) {
   run_until([&] { return backend_->is_connected(); });
 }
 
+TEST_F(CharTest, WhatEndsTheLoopEndsTheWaitForAClient) {
+  CharConfig config = server();
+  config.wait = true;
+  loop_->post([this] { loop_->stop(); });  // as a signal does
+  create(config);
+  EXPECT_FALSE(backend_->is_connected());
+}
+
+// A listening socket stays ready while nobody can be accepted.
+TEST_F(CharTest, WithoutDescriptorsAClientWaitsAndTheLoopDoesNotSpin) {
+  create(server());
+  settle();
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  const UniqueFd client = connect_to(socket_path());
+  const rlimit none{.rlim_cur = 3, .rlim_max = before.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+  const auto start = std::chrono::steady_clock::now();
+  int turns = 0;
+  while (std::chrono::steady_clock::now() - start < std::chrono::milliseconds(50)) {
+    loop_->run_once(10);
+    ++turns;
+  }
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_LT(turns, 20);
+  run_until([&] { return backend_->is_connected(); });
+}
+
 TEST_F(CharTest, OutputGathersIntoFewWrites) {
   int fds[2];
   ASSERT_EQ(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);  // keeps the edges of writes
@@ -527,6 +557,25 @@ TEST_F(CharTest, AnOpenerOfThePtyThatWritesAndGoesIsHeard) {
   }
   run_until([&] { return receiver_.text() == "echo"; });
   run_until([&] { return receiver_.disconnects == receiver_.connects; });
+}
+
+TEST_F(CharTest, WhatIsWrittenToAPtyThatNobodyReadsDoesNotKeepTheLoopBusy) {
+  create({.kind = CharKind::kPty});
+  backend_->set_receiver(nullptr);
+  const std::string path = backend_->description().substr(4);
+  {
+    const UniqueFd slave(::open(path.c_str(), O_RDWR | O_NOCTTY | O_CLOEXEC));
+    settle();
+    send_all(slave.get(), "into the void");
+  }
+  settle();
+  const auto start = std::chrono::steady_clock::now();
+  int turns = 0;
+  while (std::chrono::steady_clock::now() - start < std::chrono::milliseconds(50)) {
+    loop_->run_once(10);
+    ++turns;
+  }
+  EXPECT_LT(turns, 20);
 }
 
 TEST_F(CharTest, PtySizeIsKnown) {
@@ -595,6 +644,28 @@ TEST_F(StdioTest, AFileAndTheNullDeviceAsInput) {
   create_on(null.get(), null.get());
   backend_->write(bytes_of("x"));
   settle();
+}
+
+TEST_F(StdioTest, AFileAsOutputLosesNothingOfAGuestThatNeverPauses) {
+  const std::string path = dir_ + "/output";
+  const UniqueFd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+  const UniqueFd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
+  create_on(null.get(), file.get());
+  std::atomic<bool> stop = false;
+  std::size_t sent = 0;
+  std::thread guest([&] {
+    while (!stop.load()) {
+      sent += backend_->write(bytes_of("x"));
+    }
+  });
+  // Each turn of the loop ends although bytes come all the time.
+  for (int i = 0; i < 300; ++i) {
+    loop_->run_once(10);
+  }
+  stop.store(true);
+  guest.join();
+  EXPECT_GT(sent, 0U);
+  run_until([&] { return std::filesystem::file_size(path) == sent; });
 }
 
 TEST_F(StdioTest, SocketsGetTheirFlagsBack) {
