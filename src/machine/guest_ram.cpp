@@ -43,7 +43,7 @@ Result<std::unique_ptr<GuestRam>> GuestRam::create(const RamOptions& options, Ad
 }
 
 Result<void> GuestRam::clear() {
-  return block_->discard(0, block_->size());
+  return block_->clear();
 }
 
 void GuestRam::discard(Gpa gpa, std::uint64_t size) {
@@ -51,7 +51,7 @@ void GuestRam::discard(Gpa gpa, std::uint64_t size) {
     const Gpa start = std::max(gpa, block.gpa);
     const Gpa end = std::min(gpa + size, block.gpa + block.size);
     if (gpa + size > gpa && start < end) {
-      (void)block_->discard(block.fd_offset + (start - block.gpa), end - start);
+      (void)block_->release(block.fd_offset + (start - block.gpa), end - start);
     }
   }
 }

@@ -34,7 +34,7 @@ class GuestRam final {
 
   // All zero again, as after power-up.
   [[nodiscard]] Result<void> clear();
-  // Gives guest pages back to the host; what is not RAM is ignored.
+  // Gives guest pages back to the host (RamBlock::release()); what is not RAM is ignored.
   void discard(Gpa gpa, std::uint64_t size);
 
  private:

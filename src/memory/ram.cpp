@@ -137,6 +137,20 @@ Result<void> RamBlock::replace_with_zero_pages(std::uint64_t offset, std::uint64
 }
 
 Result<void> RamBlock::discard(std::uint64_t offset, std::uint64_t size) {
+  return give_back(offset, size, true);
+}
+
+Result<void> RamBlock::release(std::uint64_t offset, std::uint64_t size) {
+  return give_back(offset, size, false);
+}
+
+Result<void> RamBlock::clear() {
+  WISP_TRY(discard(0, size_));
+  file_ranges_.clear();
+  return {};
+}
+
+Result<void> RamBlock::give_back(std::uint64_t offset, std::uint64_t size, bool zero) {
   if (!range_within(offset, size, size_)) {
     return fail("memory: {} bytes at offset {} are not inside guest RAM of {}", size, offset,
                 size_text(size_));
@@ -147,7 +161,7 @@ Result<void> RamBlock::discard(std::uint64_t offset, std::uint64_t size) {
     return {};
   }
   const std::uint64_t length = end - *first;
-  if (shows_file_pages(*first, length)) {
+  if (zero && shows_file_pages(*first, length)) {
     // MADV_DONTNEED would bring the file's bytes back.
     return replace_with_zero_pages(*first, length);
   }

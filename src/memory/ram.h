@@ -52,8 +52,13 @@ class RamBlock final {
   // Asks the host for large pages, an advice, and has load_file() read rather than map.
   void use_large_pages();
   // Gives pages back to the host; they read as zero afterwards. Rounded inwards to whole pages. Thread-safe,
-  // but not together with load_file().
+  // but not together with load_file() and clear().
   [[nodiscard]] Result<void> discard(std::uint64_t offset, std::uint64_t size);
+  // The same for ranges that a guest chooses: pages that a file lies behind read as the file again. So the
+  // mapping stays in one piece, where pages of zeroes here and there would take the process's last mapping.
+  [[nodiscard]] Result<void> release(std::uint64_t offset, std::uint64_t size);
+  // All of it as it was at birth, but zero where a file lay behind it.
+  [[nodiscard]] Result<void> clear();
 
  private:
   struct Range {
@@ -63,6 +68,7 @@ class RamBlock final {
   RamBlock(std::uint8_t* host, UniqueFd fd, const RamOptions& options, bool shared, std::uint64_t page_size);
   [[nodiscard]] Result<void> advise(std::uint64_t offset, std::uint64_t size);
   [[nodiscard]] Result<void> replace_with_zero_pages(std::uint64_t offset, std::uint64_t size);
+  [[nodiscard]] Result<void> give_back(std::uint64_t offset, std::uint64_t size, bool zero);
   [[nodiscard]] bool shows_file_pages(std::uint64_t offset, std::uint64_t size) const;
 
   std::uint8_t* const host_;

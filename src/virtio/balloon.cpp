@@ -251,7 +251,7 @@ void VirtioBalloon::give_back(Gpa gpa, std::uint64_t size) {
     return;
   }
   const Result<void> discarded = host_.discard(gpa, size);
-  // The bytes changed, to zeros.
+  // The bytes changed.
   memory().mark_dirty(gpa, size);
   if (!discarded && gate_.open()) {
     log_.warning("{} {}: {}", name(), options_.id, discarded.error().message);

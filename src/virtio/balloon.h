@@ -63,8 +63,8 @@ inline constexpr std::array<PropertySpec, 5> kVirtioBalloonProperties{{
 class BalloonHost {
  public:
   virtual ~BalloonHost() = default;
-  // Gives whole pages of guest RAM back to the host; they read as zero from now on. The range was checked: it
-  // lies in one block of RAM.
+  // Gives whole pages of guest RAM back to the host; they read as zero from now on, or as a file that was
+  // loaded there. The range was checked: it lies in one block of RAM.
   [[nodiscard]] virtual Result<void> discard(Gpa gpa, std::uint64_t size) = 0;
   // The guest told how much memory it has now, in bytes. At most once in kBalloonEventNs.
   virtual void balloon_changed(std::uint64_t actual) = 0;

@@ -286,6 +286,34 @@ TEST(RamBlock, DiscardGivesPagesBackRoundedInwards) {
   }
 }
 
+std::size_t mappings() {
+  std::ifstream maps("/proc/self/maps");
+  std::size_t count = 0;
+  for (std::string line; std::getline(maps, line);) {
+    ++count;
+  }
+  return count;
+}
+
+// A process has a limited number of mappings, and a guest chooses which pages its balloon takes.
+TEST(RamBlock, ReleaseOfEverySecondPageOfAKernelSplitsNoMapping) {
+  constexpr std::uint64_t kPages = 256;
+  const UniqueFd file = pattern_file(kPages * kPageSize);
+  const auto block = must_create({.size = kPages * kPageSize});
+  ASSERT_TRUE(block->load_file(0, file.get(), 0, kPages * kPageSize).has_value());
+  std::memset(block->host(), 0x55, block->size());
+  const std::size_t before = mappings();
+  for (std::uint64_t page = 0; page < kPages; page += 2) {
+    ASSERT_TRUE(block->release(page * kPageSize, kPageSize).has_value());
+  }
+  EXPECT_LE(mappings(), before + 2);
+  EXPECT_EQ(block->host()[5], pattern(5)) << "the file's byte";
+  EXPECT_EQ(block->host()[kPageSize + 5], 0x55);
+  ASSERT_TRUE(block->clear().has_value());
+  EXPECT_EQ(block->host()[5], 0);
+  EXPECT_EQ(block->host()[kPageSize + 5], 0);
+}
+
 TEST(RamBlock, DiscardOfAPrivateFileReadsAsZeroAndLeavesTheFile) {
   const TempDir dir;
   const std::string path = dir.file("template");
