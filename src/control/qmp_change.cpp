@@ -248,8 +248,16 @@ Result<BackendConfig> chardev_config(QmpContext& context, const Json& arguments,
     }
   }
   WISP_TRY(take_string(arguments, "id", "id", pairs));
-  return make_chardev(type->get_ref<const std::string&>(), std::move(pairs), context.tables, "chardev-add",
-                      warnings);
+  const auto& kind = type->get_ref<const std::string&>();
+  if (kind == "socket" && !has_key(pairs, "wait") && !has_key(pairs, "nowait")) {
+    pairs.push_back({.key = "wait", .value = "off"});  // and here
+  }
+  WISP_ASSIGN(BackendConfig config,
+              make_chardev(kind, std::move(pairs), context.tables, "chardev-add", warnings));
+  if (config.properties.get_bool("wait", false)) {
+    return fail("Parameter 'wait' must be false: a machine that runs cannot be held up for a client");
+  }
+  return config;
 }
 
 // StratoVirt's names for hotplug, "virtio-blk-mmio", mean the same device.

@@ -366,18 +366,16 @@ TEST(Qmp, HotplugTakesQemusForms) {
       Json({{"return", {{"pty", "/dev/pts/9"}}}}));
   EXPECT_TRUE(
       client
-          .execute(
-              "chardev-add",
-              {{"id", "s"},
-               {"backend",
-                {{"type", "socket"},
-                 {"data", {{"addr", {{"type", "unix"}, {"data", {{"path", "/s"}}}}}, {"wait", false}}}}}})
+          .execute("chardev-add", {{"id", "s"},
+                                   {"backend",
+                                    {{"type", "socket"},
+                                     {"data", {{"addr", {{"type", "unix"}, {"data", {{"path", "/s"}}}}}}}}}})
           .contains("return"));
   bench.on_loop([&] {
     const auto& chardev = bench.machine().added_chardevs.at(1);
     EXPECT_EQ(chardev.properties.get_string("path"), "/s");
     EXPECT_TRUE(chardev.properties.get_bool("server", false));
-    EXPECT_FALSE(chardev.properties.get_bool("wait", true));
+    EXPECT_FALSE(chardev.properties.get_bool("wait", true)) << "which would hold the machine up";
   });
   EXPECT_TRUE(client.execute("chardev-remove", {{"id", "s"}}).contains("return"));
 }
@@ -486,6 +484,9 @@ TEST(Qmp, HotplugErrors) {
            {"chardev-add",
             {{"id", "c"}, {"backend", {{"type", "socket"}, {"data", {{"addr", {{"type", 5}}}}}}}},
             "Parameter 'addr.type' must be unix or inet"},
+           {"chardev-add",
+            {{"id", "c"}, {"backend", {{"type", "socket"}, {"data", {{"path", "/s"}, {"wait", true}}}}}},
+            "Parameter 'wait' must be false: a machine that runs cannot be held up for a client"},
            {"chardev-add",
             {{"id", "c"}, {"backend", {{"type", "socket"}, {"data", 5}}}},
             "Invalid parameter type for 'backend.data', expected: object"},
