@@ -34,6 +34,10 @@ void keep_memory_small();
 // Gives what the heap has free back to the host, once start-up is over.
 void give_free_memory_back();
 
+// Lets the process have as many descriptors as it may: a guest's many streams must not take those that
+// control needs.
+void allow_many_files();
+
 // A file with the process id and a newline; locked, and removed at the end if it is still the same.
 class PidFile final {
  public:

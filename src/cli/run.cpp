@@ -123,6 +123,7 @@ int run_machine(const CommandLine& command_line, const DriverTables& tables, std
     log.set_fd(log_file.get());
   }
   keep_memory_small();
+  allow_many_files();
   bool started = false;
   const auto status = run(command_line, tables, process_start_ns, log, started);
   if (!status) {
