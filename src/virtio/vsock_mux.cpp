@@ -131,8 +131,10 @@ VsockMux::Connection* VsockMux::add(std::uint32_t host_port, std::uint32_t guest
 }
 
 void VsockMux::remove(Connection& connection) {
-  if (connection.state != Connection::State::kDraining) {
-    by_ports_.erase(ports_key(connection.host_port, connection.guest_port));
+  // One that the guest was done with may have given its ports to another.
+  const auto named = by_ports_.find(ports_key(connection.host_port, connection.guest_port));
+  if (named != by_ports_.end() && named->second == &connection) {
+    by_ports_.erase(named);
   }
   (connection.in_ready_list ? ready_ : idle_).erase(connection.place);
   connection.watch.stop();
