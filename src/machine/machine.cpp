@@ -286,7 +286,8 @@ Result<void> Machine::load_boot() {
   for (const GuestMemoryBlock& block : ram_->memory().blocks()) {
     ram_->memory().mark_dirty(block.gpa, block.size);
   }
-  if (boot_state_.devices_not_named > 0) {
+  // Once: a guest may restart as often as it likes.
+  if (boot_state_.devices_not_named > 0 && !std::exchange(told_of_unnamed_devices_, true)) {
     services_.log.warning(
         "{} devices do not fit on the kernel's command line: only kernels with ACPI find them",
         boot_state_.devices_not_named);

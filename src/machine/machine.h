@@ -157,6 +157,7 @@ class Machine final : public MachineControl, private VcpuEvents {
   AddressSpace port_space_{"ports", 0x10000};
   bool listening_ = false;
   bool guest_started_ = false;
+  bool told_of_unnamed_devices_ = false;
   std::unique_ptr<GuestRam> ram_;
   std::unique_ptr<Backends> backends_;
   std::vector<std::unique_ptr<IoThread>> iothreads_;

@@ -180,6 +180,18 @@ TEST_F(MachineTest, AResetFromOutsidePutsEverythingBack) {
   EXPECT_EQ(vcpu(0).regs()->rip, layout::kRawKernel);
 }
 
+TEST_F(MachineTest, ResetsDoNotFillTheLog) {
+  config_.boot.cmdline += std::string(2020, ' ') + "x";
+  config_.devices = {balloon("without-room-on-the-command-line")};
+  ASSERT_NO_FATAL_FAILURE(create_and_start());
+  const std::string once = logged();
+  EXPECT_NE(once.find("1 devices do not fit"), std::string::npos) << once;
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_TRUE(machine().reset());
+  }
+  EXPECT_EQ(logged(), once);
+}
+
 TEST_F(MachineTest, AResetOfAPausedMachineLeavesItPaused) {
   ASSERT_NO_FATAL_FAILURE(create_and_start());
   ASSERT_TRUE(machine().pause());
