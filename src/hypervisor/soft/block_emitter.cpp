@@ -1,16 +1,17 @@
 #include "hypervisor/soft/block_emitter.h"
 
+#include <array>
+
 #include "hypervisor/soft/host_features.h"
 #include "hypervisor/soft/mmu.h"
 
 namespace wisp::soft {
 namespace {
 
-constexpr std::uint32_t kMaxInstructions = 64;
 constexpr std::int32_t kRun = offset32(offsetof(Cpu, run));
 constexpr std::int32_t kPageAddress = offset32(offsetof(Cpu, page_address));
 // Kept over a look-up of the in-line TLB; the stubs use the others.
-constexpr std::int32_t kCallTarget = offset32(offsetof(Cpu, scratch)) + 24;
+constexpr std::int32_t kKept = offset32(offsetof(Cpu, scratch)) + 24;
 constexpr std::int32_t kInterruptFlag = offset32(offsetof(Cpu, interrupt_flag));
 constexpr std::int32_t kOtherFlags = offset32(offsetof(Cpu, other_flags));
 constexpr std::int32_t kNoInterruptWaits = offset32(offsetof(Cpu, no_interrupt_waits));
@@ -20,6 +21,10 @@ constexpr std::int32_t tlb_offset(Bank bank, std::size_t member) {
 }
 constexpr std::int32_t jump_offset(Bank bank, std::size_t member) {
   return static_cast<std::int32_t>(offsetof(Cpu, jumps) + bank * sizeof(JumpBank) + member);
+}
+constexpr std::int32_t shared_addend(std::uint8_t slot) {
+  static_assert(sizeof(Cpu::shared_addends) == kAccessSlots * sizeof(std::uint64_t));
+  return static_cast<std::int32_t>(offsetof(Cpu, shared_addends)) + 8 * slot;
 }
 constexpr std::int32_t segment_base(std::uint8_t segment) {
   return static_cast<std::int32_t>(offsetof(Cpu, segments) + segment * sizeof(Segment) +
@@ -77,6 +82,27 @@ bool keeps_flow(const Insn& insn) {
   }
 }
 
+// Whether nothing behind the instruction belongs to the same block.
+bool ends_straight_line(Op op) {
+  switch (op) {
+    case Op::kUndefined:
+    case Op::kUnknown:
+    case Op::kCall:
+    case Op::kCallIndirect:
+    case Op::kReturn:
+    case Op::kReturnImm:
+    case Op::kJump:
+    case Op::kJumpIndirect:
+    case Op::kInterruptReturn:
+    case Op::kSyscall:
+    case Op::kSysret:
+    case Op::kHalt:
+      return true;
+    default:
+      return false;
+  }
+}
+
 }  // namespace
 
 bool BlockEmitter::vector_possible(VectorUse use) const {
@@ -94,7 +120,29 @@ bool BlockEmitter::vector_possible(VectorUse use) const {
   return false;
 }
 
+// Decodes what the block can hold at most: up to where it surely ends.
+bool BlockEmitter::decode_block(std::uint32_t page_offset) {
+  std::uint64_t offset = page_offset;
+  while (offset < kPageSize && insns_.size() < kMaxBlockInstructions) {
+    Insn& insn = insns_.emplace_back();
+    const std::span<const std::uint8_t> bytes = fetch_(context_, static_cast<std::uint32_t>(offset));
+    if (decode(bytes, CodeSize::k64, insn) != DecodeResult::kDone) {
+      insns_.pop_back();
+      break;
+    }
+    if (ends_straight_line(insn.op)) {
+      break;
+    }
+    offset += insn.length;
+  }
+  plan_accesses(insns_, plan_);
+  return !insns_.empty();
+}
+
 bool BlockEmitter::emit(std::uint32_t page_offset, EmittedBlock& block) {
+  if (!decode_block(page_offset)) {
+    return false;
+  }
   block_ = &block;
   offset_ = page_offset;
   // Outer entry: page_address from the linear address, then the inner one.
@@ -129,24 +177,18 @@ bool BlockEmitter::emit(std::uint32_t page_offset, EmittedBlock& block) {
   Flow flow = Flow::kContinue;
   while (flow == Flow::kContinue) {
     starts_.push_back(out_.size());
-    if (offset_ >= static_cast<std::int64_t>(kPageSize) || block.instructions >= kMaxInstructions ||
+    if (offset_ >= static_cast<std::int64_t>(kPageSize) || block.instructions >= kMaxBlockInstructions ||
         out_.full()) {
       jump_to(offset_);
       break;
     }
-    Insn insn;
-    const std::span<const std::uint8_t> bytes = fetch_(context_, static_cast<std::uint32_t>(offset_));
-    const DecodeResult decoded = decode(bytes, CodeSize::k64, insn);
-    if (decoded != DecodeResult::kDone) {
-      if (block.instructions == 0) {
-        return false;
-      }
+    if (block.instructions == insns_.size()) {
       // The interpreter takes it from here: it crosses into the next page, or is no instruction.
       out_.constant(kAddress, static_cast<std::uint64_t>(offset_));
       out_.jump(stubs_.leave_at);
       break;
     }
-    ++block.instructions;
+    const Insn& insn = insns_[block.instructions++];
     const bool check = check_interrupts_;
     check_interrupts_ = false;
     flow = instruction(insn);
@@ -220,22 +262,71 @@ void BlockEmitter::address(const Insn& insn) {
   }
 }
 
-// Looks kAddress up; kAddend becomes what makes a host address of it. Flags stay.
-void BlockEmitter::probe(std::uint32_t size, bool write) {
-  const Bank bank = mode_.bank;
-  const std::size_t retry = out_.size();
-  out_.extract(kAddend, kAddress, offset32(offsetof(Cpu, tlb_mask)));
+// Jumps where the `size` bytes from `before` bytes before kAddress lie in a page that the in-line TLB has;
+// kAddend is that entry's number then. Flags stay.
+std::size_t BlockEmitter::compare_tag(Bank bank, std::uint32_t before, std::uint32_t size, bool write) {
+  HostReg from = kAddress;
+  if (before != 0) {
+    out_.lea(kAddend, kAddress, -static_cast<std::int32_t>(before));
+    from = kAddend;
+  }
+  out_.extract(kAddend, from, offset32(offsetof(Cpu, tlb_mask)));
   out_.load_indexed(kTemp, kAddend,
                     tlb_offset(bank, write ? offsetof(TlbBank, write_tag) : offsetof(TlbBank, read_tag)));
-  out_.lea(kTemp, kTemp, kAddress, 0, static_cast<std::int32_t>(size) - 1);
+  out_.lea(kTemp, kTemp, kAddress, 0,
+           static_cast<std::int32_t>(size) - 1 - static_cast<std::int32_t>(before));
   out_.extract(kTemp, kTemp, offset32(offsetof(Cpu, page_mask)));
-  const std::size_t hit = out_.jump_if_temp_zero();
+  return out_.jump_if_temp_zero();
+}
+
+// Looks kAddress up; kAddend becomes what makes a host address of it. Flags stay.
+void BlockEmitter::probe(std::uint32_t size, bool write) {
+  const std::size_t retry = out_.size();
+  const std::size_t hit = compare_tag(mode_.bank, 0, size, write);
   const std::size_t miss = out_.jump_later();
   out_.place_short(hit);
-  out_.load_indexed(kAddend, kAddend, tlb_offset(bank, offsetof(TlbBank, addend)));
+  out_.load_indexed(kAddend, kAddend, tlb_offset(mode_.bank, offsetof(TlbBank, addend)));
   cold_.push_back({.kind = Cold::Kind::kSlow,
                    .from = miss,
                    .back = retry,
+                   .page_offset = static_cast<std::uint32_t>(offset_),
+                   .size = static_cast<std::uint8_t>(size),
+                   .access = static_cast<std::uint8_t>(write ? Access::kWrite : Access::kRead),
+                   .next_mark = starts_.size()});
+}
+
+// The same for the instruction's planned access.
+void BlockEmitter::access(std::uint32_t size, bool write) {
+  const PlannedAccess& plan = plan_[block_->instructions - 1];
+  if (plan.kind == PlannedAccess::Kind::kAlone) {
+    probe(size, write);
+    return;
+  }
+  const std::int32_t slot = shared_addend(plan.slot);
+  std::size_t miss = 0;
+  const bool first = plan.kind == PlannedAccess::Kind::kFirst;
+  if (first) {
+    const std::size_t hit = compare_tag(mode_.bank, plan.before, plan.length, plan.write);
+    miss = out_.jump_later();
+    out_.place_short(hit);
+    out_.load_indexed(kAddend, kAddend, tlb_offset(mode_.bank, offsetof(TlbBank, addend)));
+    out_.store(slot, kAddend);
+  } else {
+    out_.load(kTemp, slot);
+    const std::size_t none = out_.jump_if_temp_zero();
+    out_.byte(0xeb);
+    out_.byte(0);
+    const std::size_t over = out_.size();
+    out_.place_short(none);
+    miss = out_.jump_later();
+    out_.place_short(over);
+    out_.move(kAddend, kTemp);
+  }
+  cold_.push_back({.kind = Cold::Kind::kAlone,
+                   .from = miss,
+                   .back = out_.size(),
+                   .forget = first,
+                   .slot = plan.slot,
                    .page_offset = static_cast<std::uint32_t>(offset_),
                    .size = static_cast<std::uint8_t>(size),
                    .access = static_cast<std::uint8_t>(write ? Access::kWrite : Access::kRead),
@@ -261,7 +352,7 @@ void BlockEmitter::native(const Insn& insn) {
   }
   if (insn.memory) {
     address(insn);
-    probe(insn.memory_size, (insn.rm_access & kWrites) != 0);
+    access(insn.memory_size, (insn.rm_access & kWrites) != 0);
   }
   const std::size_t begin = out_.size();
   emit_native(out_, insn, MemoryForm::kAddressAddend);
@@ -345,9 +436,13 @@ BlockEmitter::Flow BlockEmitter::instruction(const Insn& insn) {
 }
 
 // A push is under way: kAddress is where it goes, looked up.
-void BlockEmitter::begin_push() {
+void BlockEmitter::begin_push(bool push_planned) {
   out_.lea(kAddress, home_of(kRsp), -8);
-  probe(8, true);
+  if (push_planned) {
+    access(8, true);
+  } else {
+    probe(8, true);
+  }
 }
 void BlockEmitter::push_temp_at_probe() {
   out_.store_guest(kAddress, kAddend, kTemp);
@@ -357,8 +452,18 @@ void BlockEmitter::push_temp_at_probe() {
 BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
   switch (insn.op) {
     case Op::kPush:
-      if (insn.memory || insn.operand_size != 8) {
+      if (insn.operand_size != 8) {
         special(insn);
+        return Flow::kContinue;
+      }
+      if (insn.memory) {
+        address(insn);
+        probe(8, false);
+        out_.load_guest(kTemp, kAddress, kAddend);
+        out_.store(kKept, kTemp);
+        begin_push(false);
+        out_.load(kTemp, kKept);
+        push_temp_at_probe();
         return Flow::kContinue;
       }
       begin_push();
@@ -385,7 +490,7 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
         return Flow::kContinue;
       }
       out_.move(kAddress, home_of(kRsp));
-      probe(8, false);
+      access(8, false);
       out_.load_guest(kTemp, kAddress, kAddend);
       out_.lea(home_of(kRsp), home_of(kRsp), 8);
       if (has_home(insn.rm)) {
@@ -400,7 +505,7 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
         return Flow::kContinue;
       }
       out_.move(kAddress, home_of(kRbp));
-      probe(8, false);
+      access(8, false);
       out_.load_guest(kTemp, kAddress, kAddend);
       out_.lea(home_of(kRsp), kAddress, 8);
       out_.move(home_of(kRbp), kTemp);
@@ -438,6 +543,30 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
       out_.store_constant(kInterruptFlag, static_cast<std::int32_t>(flag::kIf));
       check_interrupts_ = true;
       return Flow::kContinue;
+    case Op::kMoveFromCr: {
+      constexpr std::array kPlaces{offsetof(Cpu, cr0), std::size_t{0}, offsetof(Cpu, cr2), offsetof(Cpu, cr3),
+                                   offsetof(Cpu, cr4)};
+      const bool plain = mode_.bank != kUserBank && insn.reg < kPlaces.size() && insn.reg != 1 && !insn.lock;
+      if (!plain) {
+        special(insn);
+        return Flow::kContinue;
+      }
+      const HostReg to = has_home(insn.rm) ? home_of(insn.rm) : kTemp;
+      out_.load(to, offset32(kPlaces.at(insn.reg)));
+      if (!has_home(insn.rm)) {
+        out_.store(gpr_offset(insn.rm), to);
+      }
+      return Flow::kContinue;
+    }
+    case Op::kClearDirection: {
+      // Set only for a few instructions now and then.
+      out_.load(kTemp, kOtherFlags);
+      out_.extract(kTemp, kTemp, offset32(offsetof(Cpu, direction_mask)));
+      const std::size_t clear = out_.jump_if_temp_zero();
+      special(insn);
+      out_.place_short(clear);
+      return Flow::kContinue;
+    }
     case Op::kMoveFromSegment:
       if (insn.memory || insn.operand_size < 4) {
         special(insn);
@@ -511,7 +640,11 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
     case Op::kJumpIndirect:
       if (insn.memory) {
         address(insn);
-        probe(8, false);
+        if (insn.op == Op::kJumpIndirect) {
+          access(8, false);
+        } else {
+          probe(8, false);
+        }
         out_.load_guest(kAddress, kAddress, kAddend);
       } else if (has_home(insn.rm)) {
         out_.move(kAddress, home_of(insn.rm));
@@ -519,19 +652,19 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
         out_.load(kAddress, gpr_offset(insn.rm));
       }
       if (insn.op == Op::kCallIndirect) {
-        out_.store(kCallTarget, kAddress);
-        begin_push();
+        out_.store(kKept, kAddress);
+        begin_push(false);
         out_.load(kTemp, kPageAddress);
         out_.lea(kTemp, kTemp, static_cast<std::int32_t>(next_offset(insn)));
         push_temp_at_probe();
-        out_.load(kAddress, kCallTarget);
+        out_.load(kAddress, kKept);
       }
       indirect();
       return Flow::kEnd;
     case Op::kReturn:
     case Op::kReturnImm:
       out_.move(kAddress, home_of(kRsp));
-      probe(8, false);
+      access(8, false);
       out_.load_guest(kAddress, kAddress, kAddend);
       out_.lea(home_of(kRsp), home_of(kRsp),
                8 + (insn.op == Op::kReturnImm ? static_cast<std::int32_t>(insn.immediate) : 0));
@@ -718,18 +851,36 @@ void BlockEmitter::set_ac(bool on) {
   out_.store(kOtherFlags, kTemp);
 }
 
+void BlockEmitter::slow_call(const Cold& cold) {
+  out_.call(stubs_.slow);
+  const auto here = static_cast<std::int64_t>(out_.size());
+  call_site(cold.page_offset, cold.size, cold.access,
+            static_cast<std::int32_t>(static_cast<std::int64_t>(starts_[cold.next_mark]) - here));
+}
+
 void BlockEmitter::emit_cold() {
   for (std::size_t i = 0; i < cold_.size(); ++i) {
     const Cold cold = cold_[i];
     out_.place(cold.from);
     switch (cold.kind) {
-      case Cold::Kind::kSlow: {
-        out_.call(stubs_.slow);
-        const auto here = static_cast<std::int64_t>(out_.size());
-        call_site(cold.page_offset, cold.size, cold.access,
-                  static_cast<std::int32_t>(static_cast<std::int64_t>(starts_[cold.next_mark]) - here));
-        const auto back = static_cast<std::int64_t>(cold.back) - static_cast<std::int64_t>(out_.size());
-        out_.jump(out_.here() + back);
+      case Cold::Kind::kSlow:
+        slow_call(cold);
+        out_.jump(out_.here() +
+                  (static_cast<std::int64_t>(cold.back) - static_cast<std::int64_t>(out_.size())));
+        break;
+      case Cold::Kind::kAlone: {
+        if (cold.forget) {
+          out_.store_constant(shared_addend(cold.slot), 0);
+        }
+        const auto retry = static_cast<std::int64_t>(out_.size());
+        const std::size_t hit =
+            compare_tag(mode_.bank, 0, cold.size, cold.access == static_cast<std::uint8_t>(Access::kWrite));
+        slow_call(cold);
+        out_.jump(out_.here() + (retry - static_cast<std::int64_t>(out_.size())));
+        out_.place_short(hit);
+        out_.load_indexed(kAddend, kAddend, tlb_offset(mode_.bank, offsetof(TlbBank, addend)));
+        out_.jump(out_.here() +
+                  (static_cast<std::int64_t>(cold.back) - static_cast<std::int64_t>(out_.size())));
         break;
       }
       case Cold::Kind::kLink: {
@@ -743,8 +894,6 @@ void BlockEmitter::emit_cold() {
         out_.load(kAddress, kPageAddress);
         out_.lea(kAddress, kAddress, static_cast<std::int32_t>(cold.target));
         indirect();
-        break;
-      case Cold::Kind::kLeave:
         break;
     }
   }

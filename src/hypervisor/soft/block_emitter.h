@@ -12,6 +12,7 @@
 #include <span>
 #include <vector>
 
+#include "hypervisor/soft/access_plan.h"
 #include "hypervisor/soft/cpu.h"
 #include "hypervisor/soft/decoder.h"
 #include "hypervisor/soft/emitter.h"
@@ -95,26 +96,32 @@ class BlockEmitter final {
   enum class Flow : std::uint8_t { kContinue, kEnd };
   // Code that stands behind the block, out of the way.
   struct Cold {
-    enum class Kind : std::uint8_t { kSlow, kLink, kFarJump, kLeave } kind = Kind::kSlow;
+    enum class Kind : std::uint8_t { kSlow, kAlone, kLink, kFarJump } kind = Kind::kSlow;
     std::size_t from = 0;  // the jump that leads here (what place() takes)
-    std::size_t back = 0;  // kSlow: where to try again
+    std::size_t back = 0;  // kSlow: where to try again; kAlone: where to go on
+    bool forget = false;   // kAlone: what `slot` holds
+    std::uint8_t slot = 0;
     std::uint32_t page_offset = 0;
     std::int64_t target = 0;  // kFarJump: relative to the page
     std::uint8_t size = 0;
     std::uint8_t access = 0;
-    std::size_t next_mark = 0;  // kSlow: index of the guest instruction
+    std::size_t next_mark = 0;  // kSlow, kAlone: index of the guest instruction
   };
 
   Flow instruction(const Insn& insn);
   Flow control(const Insn& insn);
   void address(const Insn& insn);
+  void access(std::uint32_t size, bool write);
   void probe(std::uint32_t size, bool write);
+  [[nodiscard]] std::size_t compare_tag(Bank bank, std::uint32_t before, std::uint32_t size, bool write);
+  void slow_call(const Cold& cold);
+  [[nodiscard]] bool decode_block(std::uint32_t page_offset);
   void native(const Insn& insn);
   void lea(const Insn& insn);
   void need_vectors();
   void special(const Insn& insn);
   void push_temp_at_probe();
-  void begin_push();
+  void begin_push(bool push_planned = true);
   void conditional(const Insn& insn);
   void jump_to(std::int64_t target_offset) { jump_to(target_offset, mode_.bank); }
   void jump_to(std::int64_t target_offset, Bank bank);
@@ -147,6 +154,8 @@ class BlockEmitter final {
   std::vector<std::pair<std::size_t, std::size_t>>
       pending_next_;  // call sites that want the next one's start
   EmittedBlock* block_ = nullptr;
+  std::vector<Insn> insns_;
+  AccessPlan plan_{};
   bool vectors_here_ = false;
   bool check_interrupts_ = false;  // after the next instruction: STI was before it
 };

@@ -184,8 +184,10 @@ struct alignas(4096) Cpu {
   std::uint64_t vectors_away = 1;            // 0: the host's vector registers hold the guest's
   std::uint64_t tlb_mask = (kTlbEntries - 1) << 12;  // constants for translated code
   std::uint64_t page_mask = ~0xfffULL;
+  std::uint64_t direction_mask = flag::kDf;
   std::uint64_t jump_mask = kJumpMask;
   std::uint64_t scratch[4] = {};
+  std::uint64_t shared_addends[4] = {};  // translated code, inside one block: see access_plan.h; 0: none
   std::uint64_t host_rsp = 0;
   std::uint64_t instructions_left = 0;  // deterministic mode: 1 << 63 and what is left of the budget
   std::uint64_t budget_mask = 1ULL << 63;

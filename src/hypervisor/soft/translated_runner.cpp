@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -37,15 +38,20 @@ bool TranslatedRunner::ready() const {
          (cpu.dr7 & 0xff) == 0 && cpu.interrupt_shadow == 0;
 }
 
-BlockMode TranslatedRunner::mode() const {
+BlockMode TranslatedRunner::mode() {
   const Cpu& cpu = core_.cpu;
-  const bool usable = (cpu.cr0 & (cr0::kEm | cr0::kTs)) == 0;
-  const bool sse = usable && (cpu.cr4 & cr4::kOsfxsr) != 0;
-  return {.bank = cpu.bank(),
-          .x87 = usable,
-          .sse = sse,
-          .avx = usable && (cpu.cr4 & cr4::kOsxsave) != 0 && (cpu.xcr0 & 6) == 6,
-          .tsc = native_tsc_ && (cpu.cpl == 0 || (cpu.cr4 & cr4::kTsd) == 0)};
+  if (cpu.cr0 != known_cr0_ || cpu.cr4 != known_cr4_ || cpu.xcr0 != known_xcr0_) [[unlikely]] {
+    known_cr0_ = cpu.cr0;
+    known_cr4_ = cpu.cr4;
+    known_xcr0_ = cpu.xcr0;
+    known_.x87 = (cpu.cr0 & (cr0::kEm | cr0::kTs)) == 0;
+    known_.sse = known_.x87 && (cpu.cr4 & cr4::kOsfxsr) != 0;
+    known_.avx = known_.x87 && (cpu.cr4 & cr4::kOsxsave) != 0 && (cpu.xcr0 & 6) == 6;
+  }
+  BlockMode mode = known_;
+  mode.bank = cpu.bank();
+  mode.tsc = native_tsc_ && (cpu.cpl == 0 || (cpu.cr4 & cr4::kTsd) == 0);
+  return mode;
 }
 
 bool TranslatedRunner::attention() const {
@@ -143,7 +149,7 @@ const std::uint8_t* TranslatedRunner::go_on() {
   return entry;
 }
 
-TranslatedRunner::Before TranslatedRunner::before() const {
+TranslatedRunner::Before TranslatedRunner::before() {
   return {.kills = translator_.kills(), .rip = core_.cpu.rip, .mode = mode().key()};
 }
 
@@ -159,6 +165,7 @@ const std::uint8_t* TranslatedRunner::interpreted(Outcome outcome, const Before&
       translator_.generation() == generation_ && cpu.interrupt_shadow == 0 && mode().key() == before.mode &&
       ready()) {
     cpu.scratch[2] = vectors_away ? 1 : 0;
+    std::ranges::fill(cpu.shared_addends, 0);  // what was looked up before may have changed
     return resume;
   }
   return go_on();

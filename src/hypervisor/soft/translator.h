@@ -99,8 +99,8 @@ class TranslatedRunner final {
     std::uint64_t rip = 0;
     std::uint32_t mode = 0;
   };
-  [[nodiscard]] Before before() const;
-  [[nodiscard]] BlockMode mode() const;
+  [[nodiscard]] Before before();
+  [[nodiscard]] BlockMode mode();
   [[nodiscard]] TranslatedBlock block_at(std::uint64_t linear, Translation& where);
   // The outer entry for a linear address, from the jump entries if one is there; null: nothing can be
   // translated.
@@ -125,6 +125,9 @@ class TranslatedRunner final {
   Outcome outcome_ = Outcome::kNext;
   std::uint64_t generation_ = 0;  // of the cache, when it was last entered from outside
   std::uint32_t features_ = 0;    // of the mode for which the jump entries were made
+  // The mode's features, and the registers that they follow from.
+  BlockMode known_{};
+  std::uint64_t known_cr0_ = ~0ULL, known_cr4_ = 0, known_xcr0_ = 0;
   RunnerStatistics statistics_;
 };
 

@@ -501,6 +501,10 @@ bool CaseGenerator::next_of_sequence(bool first) {
   if (!accesses) {
     return true;
   }
+  if (!first && insn_.index == kNoRegister && insn_.base < 16 &&
+      insn_.displacement == static_cast<std::int8_t>(insn_.displacement) && chance(50)) {
+    return true;  // off what the register holds
+  }
   const bool fixed = insn_.base == kRipBase || insn_.op == Op::kMoveOffset;
   if (!fixed && !first && !chance(15)) {
     return false;
@@ -526,6 +530,13 @@ void CaseGenerator::make_sequence(Case& out) {
   case_.gpr[kRcx] = chance(60) ? below(24) : case_.gpr[kRcx];
   case_.single_step = false;
   case_.sequence = true;
+  // Often most accesses are off one register, as in code that was compiled: the translator looks them up
+  // together.
+  constexpr std::array<std::uint8_t, 8> kBases{kRbx, kRsp, kRbp, kRsi, kR8, kR10, kR12, kR15};
+  const std::uint8_t favourite = chance(60) ? kBases.at(below(kBases.size())) : kNoRegister;
+  if (favourite != kNoRegister && favourite != kRsp) {
+    case_.gpr[favourite] = window();
+  }
   const std::uint64_t start =
       chance(10) ? kCaseCode + 0x1000 - below(60) : kCaseCode + 32 + below(kCaseCodeSize - 256);
   std::array<std::uint8_t, Case::kMostBytes> code{};
@@ -544,8 +555,12 @@ void CaseGenerator::make_sequence(Case& out) {
       at += 2;  // the distance comes below
       continue;
     }
-    while (!next_of_sequence(i == 0)) {
-    }
+    do {
+      while (!next_of_sequence(i == 0 && favourite == kNoRegister)) {
+      }
+    } while (favourite != kNoRegister && insn_.memory &&
+             (insn_.base != favourite || insn_.index != kNoRegister ||
+              insn_.displacement != static_cast<std::int8_t>(insn_.displacement)));
     std::copy_n(case_.bytes.begin(), case_.length, code.begin() + static_cast<std::ptrdiff_t>(at));
     at += case_.length;
   }
