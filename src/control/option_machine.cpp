@@ -77,6 +77,17 @@ constexpr auto kAccelProperties = std::to_array<PropertySpec>({
      .help = "measure first whether KVM runs guest kernels on the processor, which takes part of a "
              "millisecond; off for measurements, and for hosts that are known to do so",
      .default_text = "on"},
+    {.name = "clock",
+     .kind = PropertyKind::kEnum,
+     .help = "the software CPU's time: the host's, or virtual: a nanosecond for each instruction and a jump "
+             "over idle "
+             "times, so that the same inputs give the same run (one vCPU)",
+     .default_text = "host",
+     .choices = "host|virtual"},
+    {.name = "seed",
+     .kind = PropertyKind::kUint,
+     .help = "with clock=virtual: where the processor's random numbers (RDRAND, RDSEED) start",
+     .default_text = "1"},
     {.name = "statistics",
      .kind = PropertyKind::kBool,
      .help = "log at the end what the software CPU did: translations, TLB fills, what it interpreted",
@@ -338,6 +349,17 @@ Result<void> take_accel(CommandLineBuilder& builder, const OptionSpec& option, c
   if (set.has("executor")) {
     builder.launch.machine.execution.executor = parse_executor(set.get_string("executor"));
   }
+  const bool virtual_clock = set.get_string("clock", "host") == "virtual";
+  if (virtual_clock && set.get_string("accel") != "soft") {
+    return fail(
+        "{}: clock=virtual needs the software CPU, and '{}' is asked for; use -accel soft,clock=virtual",
+        what, clip(set.get_string("accel"), 40));
+  }
+  if (set.has("seed") && !virtual_clock) {
+    return fail("{}: seed= goes with clock=virtual; without it random numbers come from the host", what);
+  }
+  builder.launch.machine.execution.virtual_clock = virtual_clock;
+  builder.launch.machine.execution.seed = set.get_uint("seed", 1);
   builder.launch.machine.execution.statistics = set.get_bool("statistics", false);
   return {};
 }

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "hypervisor/cpu_state.h"
 #include "hypervisor/exit.h"
@@ -92,6 +93,9 @@ class Vm {
   // What must be told of each write to guest RAM that no vCPU made (a device's, the boot loader's), after it;
   // from any thread. Empty where the engine need not know.
   [[nodiscard]] virtual std::function<void(Gpa, std::uint64_t)> host_write_hook() { return {}; }
+
+  // The time that devices are to go by, where it is not the host's; null: the host's. It lives as long as the VM.
+  [[nodiscard]] virtual const Clock* guest_clock() const { return nullptr; }
 
   // Whether guest RAM does better in the host's large pages, with files read into it, than in small ones that
   // are mapped from the files: where each first touch of a page costs more than what is done with it.

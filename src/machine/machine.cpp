@@ -157,7 +157,7 @@ Result<void> Machine::build_platform() {
                         .ports = port_space_,
                         .loop = services_.loop,
                         .log = services_.log,
-                        .clock = services_.clock,
+                        .clock = vm_->guest_clock() != nullptr ? *vm_->guest_clock() : services_.clock,
                         .process_start_ns = services_.process_start_ns,
                         .serial = serial,
                         .test_memory = DeviceFactory::has_testdev(config_.devices) ? &memory_space_ : nullptr,

@@ -14,6 +14,7 @@ constexpr std::int32_t kPageAddress = offset32(offsetof(Cpu, page_address));
 constexpr std::int32_t kKept = offset32(offsetof(Cpu, scratch)) + 24;
 constexpr std::int32_t kInterruptFlag = offset32(offsetof(Cpu, interrupt_flag));
 constexpr std::int32_t kOtherFlags = offset32(offsetof(Cpu, other_flags));
+constexpr std::int32_t kInstructionsLeft = offset32(offsetof(Cpu, instructions_left));
 constexpr std::int32_t kNoInterruptWaits = offset32(offsetof(Cpu, no_interrupt_waits));
 
 constexpr std::int32_t tlb_offset(Bank bank, std::size_t member) {
@@ -130,7 +131,8 @@ bool BlockEmitter::decode_block(std::uint32_t page_offset) {
       insns_.pop_back();
       break;
     }
-    if (ends_straight_line(insn.op)) {
+    const bool conditional = insn.op == Op::kJumpIf || insn.op == Op::kLoop || insn.op == Op::kJumpRcxZero;
+    if (ends_straight_line(insn.op) || (count_ && conditional)) {
       break;
     }
     offset += insn.length;
@@ -162,6 +164,7 @@ bool BlockEmitter::emit(std::uint32_t page_offset, EmittedBlock& block) {
   block.way_out = static_cast<std::uint32_t>(leave);
   out_.constant(kAddress, page_offset);
   out_.jump(stubs_.leave_at);
+  const std::size_t too_few = count_ ? give_back_all(page_offset) : 0;
   while ((reinterpret_cast<std::uintptr_t>(out_.here()) & 7U) != 0) {
     out_.byte(0x90);
   }
@@ -173,6 +176,9 @@ bool BlockEmitter::emit(std::uint32_t page_offset, EmittedBlock& block) {
   out_.number(kRun);
   out_.byte(0xe3);  // jrcxz leave
   out_.byte(static_cast<std::uint8_t>(leave - (out_.size() + 1)));
+  if (count_) {
+    take_from_budget(too_few);
+  }
 
   Flow flow = Flow::kContinue;
   while (flow == Flow::kContinue) {
@@ -213,13 +219,50 @@ bool BlockEmitter::emit(std::uint32_t page_offset, EmittedBlock& block) {
     out_.jump(stubs_.leave_at);
   }
   emit_cold();
+  settle_counts();
   block.size = static_cast<std::uint32_t>(out_.size());
   return !out_.full();
 }
 
-void BlockEmitter::call_site(std::uint32_t page_offset, std::uint8_t size, std::uint8_t access,
-                             std::int32_t next) {
+// Where instructions_left does not do for the block: gives back what was taken, and leaves for single steps.
+// Returns where that starts.
+std::size_t BlockEmitter::give_back_all(std::uint32_t page_offset) {
+  const std::size_t start = out_.size();
+  out_.load(kTemp, kInstructionsLeft);
+  lengths_.emplace_back(out_.lea_long(kTemp, kTemp), 1);
+  out_.store(kInstructionsLeft, kTemp);
+  out_.constant(kAddress, page_offset);
+  out_.jump(stubs_.leave_to_step);
+  return start;
+}
+
+void BlockEmitter::take_from_budget(std::size_t too_few) {
+  out_.load(kTemp, kInstructionsLeft);
+  lengths_.emplace_back(out_.lea_long(kTemp, kTemp), -1);
+  out_.store(kInstructionsLeft, kTemp);
+  out_.extract(kTemp, kTemp, offset32(offsetof(Cpu, budget_mask)));
+  out_.byte(0xe3);  // jrcxz too_few
+  out_.byte(static_cast<std::uint8_t>(too_few - (out_.size() + 1)));
+}
+
+void BlockEmitter::settle_counts() {
+  const std::uint32_t count = block_->instructions;
+  for (const auto& [place, sign] : lengths_) {
+    out_.patch(place, sign * static_cast<std::int32_t>(count));
+  }
+  for (const auto& [place, index] : sites_) {
+    out_.patch(place, static_cast<std::uint16_t>(count - index));
+  }
+  for (EmittedBlock::FaultSite& site : block_->fault_sites) {
+    site.unspent = static_cast<std::uint16_t>(count - site.unspent);
+  }
+}
+
+void BlockEmitter::call_site(std::uint32_t page_offset, std::size_t index, std::uint8_t size,
+                             std::uint8_t access, std::int32_t next) {
   out_.number(static_cast<std::uint16_t>(page_offset));
+  sites_.emplace_back(out_.size(), index);
+  out_.number(std::uint16_t{0});
   out_.byte(size);
   out_.byte(access);
   out_.number(next);
@@ -358,7 +401,8 @@ void BlockEmitter::native(const Insn& insn) {
   emit_native(out_, insn, MemoryForm::kAddressAddend);
   if (may_fault) {
     block_->fault_sites.push_back({static_cast<std::uint32_t>(begin), static_cast<std::uint32_t>(out_.size()),
-                                   static_cast<std::uint16_t>(offset_)});
+                                   static_cast<std::uint16_t>(offset_),
+                                   static_cast<std::uint16_t>(block_->instructions - 1)});
   }
 }
 
@@ -393,7 +437,8 @@ void BlockEmitter::lea(const Insn& insn) {
 
 void BlockEmitter::special(const Insn& insn) {
   out_.call(stubs_.special);
-  call_site(static_cast<std::uint32_t>(offset_), insn.length, keeps_flow(insn) ? 1 : 0, 0);
+  call_site(static_cast<std::uint32_t>(offset_), block_->instructions - 1, insn.length,
+            keeps_flow(insn) ? 1 : 0, 0);
   specials_.emplace_back(out_.size(), insn);
 }
 
@@ -540,6 +585,10 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
         special(insn);
         return Flow::kEnd;
       }
+      if (count_) {
+        special(insn);  // no way out in the middle of a block
+        return Flow::kEnd;
+      }
       out_.store_constant(kInterruptFlag, static_cast<std::int32_t>(flag::kIf));
       check_interrupts_ = true;
       return Flow::kContinue;
@@ -675,6 +724,10 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
       return Flow::kEnd;
     default:
       conditional(insn);
+      if (count_) {
+        jump_to(next_offset(insn));  // every way out of a block is behind its last instruction
+        return Flow::kEnd;
+      }
       return Flow::kContinue;
   }
 }
@@ -854,7 +907,7 @@ void BlockEmitter::set_ac(bool on) {
 void BlockEmitter::slow_call(const Cold& cold) {
   out_.call(stubs_.slow);
   const auto here = static_cast<std::int64_t>(out_.size());
-  call_site(cold.page_offset, cold.size, cold.access,
+  call_site(cold.page_offset, cold.next_mark - 1, cold.size, cold.access,
             static_cast<std::int32_t>(static_cast<std::int64_t>(starts_[cold.next_mark]) - here));
 }
 
@@ -886,7 +939,7 @@ void BlockEmitter::emit_cold() {
       case Cold::Kind::kLink: {
         out_.call(stubs_.link);
         const auto here = static_cast<std::int64_t>(out_.size());
-        call_site(cold.page_offset, 0, 0,
+        call_site(cold.page_offset, block_->instructions, 0, 0,
                   static_cast<std::int32_t>(static_cast<std::int64_t>(cold.from) - 4 - here));
         break;
       }

@@ -24,6 +24,7 @@ namespace wisp::soft {
 // What a stub needs to know of the place that called it.
 struct __attribute__((packed)) CallSite {
   std::uint16_t page_offset;  // of the guest instruction; for links: of the target
+  std::uint16_t unspent;      // where instructions are counted: those of the block from this one on
   std::uint8_t size;          // slow accesses: bytes
   std::uint8_t access;        // slow accesses: an Access; special instructions: whether the block may go on
   std::int32_t next;  // from here to the code of the next instruction; links: to the jump to be patched;
@@ -44,6 +45,8 @@ struct Stubs {
   const std::uint8_t* miss = nullptr;
   // Jumped to: rip = page_address + kAddress, and out.
   const std::uint8_t* leave_at = nullptr;
+  // The same, and cpu.step_next is set.
+  const std::uint8_t* leave_to_step = nullptr;
   // Jumped to: out; rip is set.
   const std::uint8_t* out = nullptr;
 };
@@ -74,6 +77,7 @@ struct EmittedBlock {
     std::uint32_t begin = 0;
     std::uint32_t end = 0;
     std::uint16_t page_offset = 0;
+    std::uint16_t unspent = 0;  // as in CallSite
   };
   std::vector<FaultSite> fault_sites{};
 };
@@ -82,8 +86,10 @@ class BlockEmitter final {
  public:
   // `fetch(page_offset)` gives the bytes of the page from there, watched for writes, at most 15.
   using Fetch = std::span<const std::uint8_t> (*)(void* context, std::uint32_t page_offset);
-  BlockEmitter(Emitter& out, const Stubs& stubs, const BlockMode& mode, Fetch fetch, void* context)
-      : out_(out), stubs_(stubs), mode_(mode), fetch_(fetch), context_(context) {}
+  // `count`: blocks take their instructions off cpu.instructions_left, and are not begun where that is less.
+  BlockEmitter(Emitter& out, const Stubs& stubs, const BlockMode& mode, bool count, Fetch fetch,
+               void* context)
+      : out_(out), stubs_(stubs), mode_(mode), count_(count), fetch_(fetch), context_(context) {}
 
   // Emits the block that starts at `page_offset`. False: not even its first instruction can be translated
   // (it goes on in the next page), or the room is too small (out.full()).
@@ -105,7 +111,7 @@ class BlockEmitter final {
     std::int64_t target = 0;  // kFarJump: relative to the page
     std::uint8_t size = 0;
     std::uint8_t access = 0;
-    std::size_t next_mark = 0;  // kSlow, kAlone: index of the guest instruction
+    std::size_t next_mark = 0;  // kSlow, kAlone: index of the guest instruction's successor
   };
 
   Flow instruction(const Insn& insn);
@@ -133,7 +139,11 @@ class BlockEmitter final {
   void move_from_segment(const Insn& insn);
   void bit_test(const Insn& insn);
   void set_ac(bool on);
-  void call_site(std::uint32_t page_offset, std::uint8_t size, std::uint8_t access, std::int32_t next);
+  void call_site(std::uint32_t page_offset, std::size_t index, std::uint8_t size, std::uint8_t access,
+                 std::int32_t next);
+  void settle_counts();
+  void take_from_budget(std::size_t too_few);
+  std::size_t give_back_all(std::uint32_t page_offset);
   void align_jump(unsigned bytes_before_displacement);
   void emit_cold();
   [[nodiscard]] bool vector_possible(VectorUse use) const;
@@ -145,6 +155,7 @@ class BlockEmitter final {
   Emitter& out_;
   const Stubs& stubs_;
   const BlockMode mode_;
+  const bool count_;
   Fetch fetch_;
   void* context_;
   std::int64_t offset_ = 0;  // of the present instruction in its page
@@ -156,6 +167,10 @@ class BlockEmitter final {
   EmittedBlock* block_ = nullptr;
   std::vector<Insn> insns_;
   AccessPlan plan_{};
+  // Where the code wants the block's length, which is known at its end: places of 32-bit displacements and
+  // their sign, and call sites.
+  std::vector<std::pair<std::size_t, int>> lengths_;
+  std::vector<std::pair<std::size_t, std::size_t>> sites_;  // place of `unspent`, index of the instruction
   bool vectors_here_ = false;
   bool check_interrupts_ = false;  // after the next instruction: STI was before it
 };

@@ -18,12 +18,13 @@ Chipset::Chipset(const SoftClock& clock, bool pit, std::function<void()> pic_wak
   }
 }
 
-Result<std::unique_ptr<Chipset>> Chipset::create(const SoftClock& clock, bool pit, EventLoop& loop,
+Result<std::unique_ptr<Chipset>> Chipset::create(const SoftClock& clock, bool pit, EventLoop* loop,
                                                  std::function<void()> pic_wake) {
   std::unique_ptr<Chipset> chipset(new Chipset(clock, pit, std::move(pic_wake)));
-  if (pit) {
+  chipset->polled_ = loop == nullptr;
+  if (pit && loop != nullptr) {
     Chipset* raw = chipset.get();
-    WISP_ASSIGN(chipset->pit_timer_, loop.timer([raw] {
+    WISP_ASSIGN(chipset->pit_timer_, loop->timer([raw] {
       raw->pit_->poll();
       raw->arm_pit();
     }));
@@ -31,7 +32,20 @@ Result<std::unique_ptr<Chipset>> Chipset::create(const SoftClock& clock, bool pi
   return chipset;
 }
 
+std::optional<std::uint64_t> Chipset::next_timer_ns() const {
+  return pit_ ? pit_->next_event_ns() : std::nullopt;
+}
+
+void Chipset::poll_timer() {
+  if (pit_) {
+    pit_->poll();
+  }
+}
+
 void Chipset::arm_pit() {
+  if (polled_) {
+    return;
+  }
   // So that of two at once the one that saw the later state of the PIT sets the timer last.
   const std::lock_guard lock(pit_timer_mutex_);
   const auto next = pit_->next_event_ns();

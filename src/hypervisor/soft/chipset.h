@@ -26,9 +26,10 @@ class Chipset final {
   static constexpr std::uint32_t kPicInputs = 16;
 
   // `pic_wake` is called, by any thread, when the PIC has an interrupt for the processors. The PIT's edges
-  // come on the loop's thread; what is given outlives the chipset.
+  // come on the loop's thread, or, without a loop (null), from poll_timer(); what is given outlives the
+  // chipset.
   [[nodiscard]] static Result<std::unique_ptr<Chipset>> create(const SoftClock& clock, bool pit,
-                                                               EventLoop& loop,
+                                                               EventLoop* loop,
                                                                std::function<void()> pic_wake);
   Chipset(const Chipset&) = delete;
   Chipset& operator=(const Chipset&) = delete;
@@ -41,6 +42,10 @@ class Chipset final {
   // Thread-safe. A GSI from 0 to 23.
   void pulse(std::uint32_t gsi);
   void set_level(std::uint32_t gsi, bool high);
+
+  // When the PIT raises its next edge, in guest nanoseconds (empty: never), and raising it when it is due.
+  [[nodiscard]] std::optional<std::uint64_t> next_timer_ns() const;
+  void poll_timer();
 
   // Ports of PIC and PIT: false where the port is not theirs.
   [[nodiscard]] bool port_read(std::uint16_t port, std::span<std::uint8_t> data);
@@ -62,6 +67,7 @@ class Chipset final {
   PicPair pic_;
   std::optional<Pit> pit_;
   KvmClock kvm_clock_;
+  bool polled_ = false;  // the PIT is, rather than having a timer
   std::mutex pit_timer_mutex_;
   Timer pit_timer_;  // ends before the PIT does
 };

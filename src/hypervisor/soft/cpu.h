@@ -171,6 +171,8 @@ struct JumpBank {
 
 inline constexpr std::size_t kXsaveSize = 576 + 256;  // standard format: legacy, header, upper halves of YMM
 
+inline constexpr std::uint64_t kBudget = 1ULL << 63;
+
 struct alignas(4096) Cpu {
   // --- what translated code uses most: within a signed byte of the start
   std::array<std::uint64_t, 16> gpr{};
@@ -189,8 +191,10 @@ struct alignas(4096) Cpu {
   std::uint64_t scratch[4] = {};
   std::uint64_t shared_addends[4] = {};  // translated code, inside one block: see access_plan.h; 0: none
   std::uint64_t host_rsp = 0;
-  std::uint64_t instructions_left = 0;  // deterministic mode: 1 << 63 and what is left of the budget
-  std::uint64_t budget_mask = 1ULL << 63;
+  std::uint64_t instructions_left =
+      kBudget;  // kBudget and how many may be retired until instruction_goal is reached
+  std::uint64_t budget_mask = kBudget;
+  std::uint64_t step_next = 0;  // 1: translated code came out since the budget is less than its block
   std::array<Segment, 6> segments{};
 
   // --- the rest of the architectural state
@@ -223,13 +227,22 @@ struct alignas(4096) Cpu {
   std::uint8_t cpl = 0;  // SS.DPL, cached
   Fault fault{};
   IoState io{};
-  std::uint64_t instructions = 0;           // retired since the start, deterministic mode and interpreter
+  std::uint64_t instruction_goal = 0;       // see retired()
   std::atomic<std::uint32_t> requests = 0;  // of other threads: see requests.h
   std::uint32_t id = 0;                     // APIC id
   void* runner = nullptr;                   // who answers the calls of translated code
 
   std::array<TlbBank, kBanks> tlb;
   std::array<JumpBank, kBanks> jumps;
+
+  // Instructions since the start. All that ran where the translator counts them (a virtual clock), else the
+  // interpreter's. A repeated string instruction counts once for each slice that it is done in.
+  [[nodiscard]] std::uint64_t retired() const { return instruction_goal - (instructions_left - kBudget); }
+  void set_budget(std::uint64_t instructions) {
+    instruction_goal = retired() + instructions;
+    instructions_left = kBudget + instructions;
+  }
+  [[nodiscard]] bool budget_used_up() const { return instructions_left <= kBudget; }
 
   [[nodiscard]] std::uint64_t rflags() const { return arithmetic_flags | other_flags | interrupt_flag; }
   void set_rflags(std::uint64_t value) {

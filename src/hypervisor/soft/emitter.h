@@ -249,6 +249,20 @@ class Emitter final {
       std::memcpy(start_ + after_displacement - 4, &distance, 4);
     }
   }
+  // lea to, [base + disp32]; returns where the displacement stands, which patch() sets later.
+  [[nodiscard]] std::size_t lea_long(HostReg to, HostReg base) {
+    rex(true, to, base);
+    byte(0x8d);
+    byte(0x80U | low(to) << 3 | low(base));
+    number(std::int32_t{0});
+    return size() - sizeof(std::int32_t);
+  }
+  template <typename T>
+  void patch(std::size_t place, T value) {
+    if (!full_) {
+      std::memcpy(start_ + place, &value, sizeof value);
+    }
+  }
   void place_short(std::size_t after_displacement) {
     if (!full_) {
       start_[after_displacement - 1] = static_cast<std::uint8_t>(size() - after_displacement);

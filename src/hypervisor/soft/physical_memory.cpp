@@ -120,6 +120,11 @@ Result<std::vector<std::uint64_t>> PhysicalMemory::take_dirty_log(std::uint64_t 
   return fail("no RAM starts at guest address {:#x}", gpa);
 }
 
+bool PhysicalMemory::has_doorbells() const {
+  const std::scoped_lock lock(bell_mutex_);
+  return !bells_.empty();
+}
+
 int PhysicalMemory::doorbell(std::uint64_t address, std::span<const std::uint8_t> data) const {
   std::uint64_t value = 0;
   std::memcpy(&value, data.data(), std::min(data.size(), sizeof value));

@@ -68,6 +68,7 @@ class PhysicalMemory final : public AddressSpaceListener {
   // See Vm::take_dirty_log. Calls the change hook, so that later writes are seen again.
   [[nodiscard]] Result<std::vector<std::uint64_t>> take_dirty_log(std::uint64_t gpa);
 
+  [[nodiscard]] bool has_doorbells() const;
   // The doorbell that a write hits, or -1 (MMIO and, with `ports`, the port space).
   [[nodiscard]] int doorbell(std::uint64_t address, std::span<const std::uint8_t> data) const;
 

@@ -157,7 +157,8 @@ Processor::Stop ProcessorImpl::run() {
   for (;;) {
     const bool unfinished = cpu.io.answer_count != 0 || cpu.interrupt_shadow != 0;
     if (!unfinished && (cpu.run.load(std::memory_order_relaxed) == 0 ||
-                        (cpu.no_interrupt_waits == 0 && cpu.interrupt_flag != 0))) {
+                        (cpu.no_interrupt_waits == 0 && cpu.interrupt_flag != 0) ||
+                        (shared_->options().virtual_clock && cpu.budget_used_up()))) {
       return Stop::kAttention;
     }
     Stop stop = Stop::kAttention;

@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <ctime>
 
 #include "hypervisor/soft/executor.h"
@@ -186,8 +187,22 @@ void SoftVcpu::look_for_interrupt() {
 
 // --- time
 
+// When the guest's time brings something about next. With a virtual clock the PIT's edges are among it.
+std::optional<std::uint64_t> SoftVcpu::next_event_ns() const {
+  const auto timer = lapic_->next_timer_ns();
+  const auto pit = parts_.virtual_clock != nullptr ? parts_.chipset.next_timer_ns() : std::nullopt;
+  return timer && pit ? std::min(*timer, *pit) : timer ? timer : pit;
+}
+
 void SoftVcpu::arm_timer() {
-  const auto next = lapic_->next_timer_ns();
+  const auto next = next_event_ns();
+  if (parts_.virtual_clock != nullptr) {
+    // Stops at the very instruction.
+    constexpr std::uint64_t kNoEnd = 1ULL << 40;
+    const std::uint64_t now = parts_.clock.now_ns();
+    cpu().set_budget(!next ? kNoEnd : *next > now ? std::min(*next - now, kNoEnd) : 0);
+    return;
+  }
   if (!next) {
     return;  // a timer that is still set wakes the processor for nothing, once
   }
@@ -203,9 +218,42 @@ void SoftVcpu::arm_timer() {
   timer_.arm(*next - now);
 }
 
+// Idle with a virtual clock. Where no device works beside the processor nothing else can happen until the
+// next event, and time jumps there; else it passes as the host's does, so that the guest's time-outs leave
+// devices theirs.
+void SoftVcpu::sleep_virtually(std::optional<std::uint64_t> until) {
+  const std::uint64_t now = parts_.clock.now_ns();
+  const std::uint64_t wait = until && *until > now ? *until - now : 0;
+  if (until && (wait == 0 || !parts_.memory.has_doorbells())) {
+    parts_.virtual_clock->skip(wait);
+    return;
+  }
+  const auto host_now = [] {
+    timespec time{};
+    ::clock_gettime(CLOCK_MONOTONIC, &time);
+    return static_cast<std::uint64_t>(time.tv_sec) * kNsPerSecond + static_cast<std::uint64_t>(time.tv_nsec);
+  };
+  const std::uint64_t start = host_now();
+  asleep_.store(1, std::memory_order_seq_cst);
+  if (cpu().run.load(std::memory_order_seq_cst) != 0) {
+    wait_on(asleep_, 1, until ? std::optional(start + wait) : std::nullopt);
+  }
+  asleep_.store(0, std::memory_order_relaxed);
+  const std::uint64_t slept = host_now() - start;
+  parts_.virtual_clock->skip(until ? std::min(slept, wait) : slept);
+}
+
+std::uint64_t SoftVcpu::virtual_ns() const {
+  return parts_.virtual_clock != nullptr ? parts_.virtual_clock->now_ns() : 0;
+}
+
 // HLT, or the wait for a start-up message.
 void SoftVcpu::sleep() {
   const bool timed = run_state_ == CpuRunState::kRunnable;
+  if (parts_.virtual_clock != nullptr) {
+    sleep_virtually(timed ? next_event_ns() : std::nullopt);
+    return;
+  }
   const auto until = timed ? lapic_->next_timer_ns() : std::nullopt;
   if (timer_due_ns_ != 0) {
     // The sleep has its own end; the timer would only wake another thread.
@@ -241,6 +289,9 @@ Exit SoftVcpu::run() {
     thread_prepared_ = true;
     // Sleeps end on time; the kernel would else put 50 µs of slack on them.
     (void)::prctl(PR_SET_TIMERSLACK, 1UL, 0UL, 0UL, 0UL);
+    if (parts_.virtual_clock != nullptr) {
+      parts_.virtual_clock->enter_thread();
+    }
   }
   take_answer();
   for (;;) {
@@ -259,6 +310,9 @@ Exit SoftVcpu::run() {
     }
     if (!in_the_middle) {
       lapic_->poll_timer();
+      if (parts_.virtual_clock != nullptr) {
+        parts_.chipset.poll_timer();
+      }
       take_init_and_startup();
       if (run_state_ == CpuRunState::kRunnable && !shut_down_) {
         if (clock_unpublished_) {

@@ -20,6 +20,7 @@
 #include "hypervisor/soft/processor.h"
 #include "hypervisor/soft/requests.h"
 #include "hypervisor/soft/soft_clock.h"
+#include "hypervisor/soft/virtual_clock.h"
 
 namespace wisp::soft {
 
@@ -33,6 +34,7 @@ struct TscStep {
 // The parts of a VM that its processors use; all of it outlives them.
 struct SoftVmParts {
   const SoftClock& clock;
+  VirtualClock* virtual_clock = nullptr;  // where `clock` is one
   Chipset& chipset;
   PhysicalMemory& memory;
   Requests& requests;
@@ -40,6 +42,7 @@ struct SoftVmParts {
   Notes& notes;
   TscStep& tsc_step;
   std::shared_ptr<SharedCode> code;
+  std::uint64_t seed = 0;        // of random numbers with a virtual clock
   std::uint64_t tsc_offset = 0;  // what a fresh processor's counter is more than the machine's
 };
 
@@ -70,6 +73,9 @@ class SoftVcpu final : public Vcpu, private Environment, private EngineMmio {
 
   // Makes the processor look at what waits for it; from any thread.
   void wake();
+  // Once it has stopped, with a virtual clock: instructions since the start, and the guest's time.
+  [[nodiscard]] std::uint64_t retired() const { return processor_->cpu().retired(); }
+  [[nodiscard]] std::uint64_t virtual_ns() const;
   // What its executors did so far, in one line; once it has stopped.
   [[nodiscard]] std::string describe_work() const { return processor_->describe_work(); }
   // The PIC has an interrupt; from any thread.
@@ -92,6 +98,8 @@ class SoftVcpu final : public Vcpu, private Environment, private EngineMmio {
   [[nodiscard]] Due deliver_due();
   [[nodiscard]] Due deliver_one();
   [[nodiscard]] Due deliver_interrupt();
+  [[nodiscard]] std::optional<std::uint64_t> next_event_ns() const;
+  void sleep_virtually(std::optional<std::uint64_t> until);
   [[nodiscard]] bool stopped_until_woken();
   void sleep();
   // Has the processor stop when the next timer of its local APIC is due.
@@ -151,6 +159,7 @@ class SoftVcpu final : public Vcpu, private Environment, private EngineMmio {
   };
   std::optional<LoadedEvent> loaded_event_;
 
+  std::uint64_t seeded_ = 0;  // state of the generator where random numbers come from a seed
   std::array<std::uint64_t, 32> random_{};
   std::size_t random_left_ = 0;
 };

@@ -132,7 +132,11 @@ bool SoftVcpu::port_read(std::uint16_t port, std::span<std::uint8_t> data) {
 }
 
 bool SoftVcpu::port_write(std::uint16_t port, std::span<const std::uint8_t> data) {
-  return parts_.chipset.port_write(port, data);
+  const bool done = parts_.chipset.port_write(port, data);
+  if (done && parts_.virtual_clock != nullptr) {
+    arm_timer();  // the PIT may have been set
+  }
+  return done;
 }
 
 std::uint64_t SoftVcpu::hypercall(std::uint64_t /*number*/, std::span<const std::uint64_t, 4> /*arguments*/) {
@@ -141,6 +145,14 @@ std::uint64_t SoftVcpu::hypercall(std::uint64_t /*number*/, std::span<const std:
 }
 
 std::uint64_t SoftVcpu::random() {
+  if (parts_.virtual_clock != nullptr) {
+    // SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators).
+    seeded_ += 0x9e3779b97f4a7c15;
+    std::uint64_t value = seeded_;
+    value = (value ^ value >> 30) * 0xbf58476d1ce4e5b9;
+    value = (value ^ value >> 27) * 0x94d049bb133111eb;
+    return value ^ value >> 31;
+  }
   if (random_left_ == 0) {
     // Blocks only before the host's own generator is ready, and then fills such a small buffer whole.
     if (::getrandom(random_.data(), sizeof random_, 0) != static_cast<ssize_t>(sizeof random_)) {

@@ -50,6 +50,10 @@ Result<void> SoftVcpu::set_up() {
   WISP_ASSIGN(processor_, Processor::create(parts_.memory, *this, *this, parts_.code));
   cpu().id = config_.apic_id;
   cpu().tsc_offset = parts_.tsc_offset;
+  seeded_ = parts_.seed;
+  if (parts_.virtual_clock != nullptr) {
+    parts_.virtual_clock->attach(cpu());
+  }
   lapic_.emplace(
       config_.apic_id,
       Lapic::Wiring{.bus = &parts_.chipset.bus(),

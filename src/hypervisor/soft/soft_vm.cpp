@@ -65,9 +65,19 @@ void ServiceThread::stop() {
 }
 
 SoftVm::SoftVm(const SoftOptions& soft, const VmOptions& options)
-    : options_(options), tsc_offset_(-clock_.tsc()), notes_(soft.note) {}
+    : options_(options),
+      host_clock_(soft.execution.virtual_clock ? nullptr : std::make_unique<const HostClock>()),
+      virtual_clock_(soft.execution.virtual_clock ? std::make_unique<VirtualClock>() : nullptr),
+      clock_(virtual_clock_ ? static_cast<const SoftClock&>(*virtual_clock_) : *host_clock_),
+      tsc_offset_(-clock_.tsc()),
+      notes_(soft.note) {}
 
 SoftVm::~SoftVm() {
+  if (virtual_clock_ && vcpus_.size() == 1) {
+    const std::uint64_t retired = vcpus_.front()->retired();
+    notes_.add(fmt::format("virtual clock: {} instructions, {:.6f} s", retired,
+                           static_cast<double>(vcpus_.front()->virtual_ns()) / 1e9));
+  }
   if (code_ && code_->options().statistics) {
     for (const auto& vcpu : vcpus_) {
       notes_.add(fmt::format("vCPU {}: {}", vcpu->id(), vcpu->describe_work()));
@@ -99,6 +109,10 @@ Result<std::unique_ptr<SoftVm>> SoftVm::create(const SoftOptions& soft, const Vm
         "that are powers of two",
         options.max_vcpus, last, SoftHypervisor::kMaxVcpus - 1);
   }
+  if (soft.execution.virtual_clock && options.max_vcpus != 1) {
+    return fail("-accel soft,clock=virtual counts the instructions of one vCPU, and there are {}; use -smp 1",
+                options.max_vcpus);
+  }
   std::unique_ptr<SoftVm> vm(new SoftVm(soft, options));
   WISP_TRY(vm->set_up(soft));
   return vm;
@@ -106,14 +120,15 @@ Result<std::unique_ptr<SoftVm>> SoftVm::create(const SoftOptions& soft, const Vm
 
 Result<void> SoftVm::set_up(const SoftOptions& soft) {
   WISP_ASSIGN(service_, ServiceThread::start(soft.thread_started));
-  WISP_ASSIGN(chipset_, Chipset::create(clock_, options_.pit, service_->loop(), [this] {
+  WISP_ASSIGN(chipset_,
+              Chipset::create(clock_, options_.pit, virtual_clock_ ? nullptr : &service_->loop(), [this] {
                 for (const auto& vcpu : vcpus_) {
                   vcpu->pic_changed();
                 }
               }));
   memory_.set_change_hook([this] { requests_.shoot_down(kFlushMemory, nullptr); });
   ExecutionOptions execution = soft.execution;
-  execution.native_tsc = clock_.native_tsc();
+  execution.native_tsc = host_clock_ && host_clock_->native_tsc();
   WISP_ASSIGN(code_, make_shared_code(
                          memory_,
                          {.flush_inline = [this](Cpu* self) { requests_.shoot_down(kFlushInline, self); },
@@ -131,6 +146,7 @@ Result<std::unique_ptr<Vcpu>> SoftVm::create_vcpu(std::uint32_t id) {
     return fail("vCPU {} cannot be made now: {} is next", id, vcpus_.size());
   }
   WISP_ASSIGN(auto vcpu, SoftVcpu::create({.clock = clock_,
+                                           .virtual_clock = virtual_clock_.get(),
                                            .chipset = *chipset_,
                                            .memory = memory_,
                                            .requests = requests_,
@@ -138,6 +154,7 @@ Result<std::unique_ptr<Vcpu>> SoftVm::create_vcpu(std::uint32_t id) {
                                            .notes = notes_,
                                            .tsc_step = tsc_step_,
                                            .code = code_,
+                                           .seed = code_->options().seed,
                                            .tsc_offset = tsc_offset_},
                                           {.index = id,
                                            .apic_id = apic_id_of(options_.topology, id),

@@ -12,6 +12,7 @@
 #include "hypervisor/soft/soft_hypervisor.h"
 #include "hypervisor/soft/soft_memory.h"
 #include "hypervisor/soft/soft_vcpu.h"
+#include "hypervisor/soft/virtual_clock.h"
 
 namespace wisp::soft {
 
@@ -50,6 +51,7 @@ class SoftVm final : public Vm {
   [[nodiscard]] Result<std::unique_ptr<IrqLine>> msi_line(const MsiMessage& message) override;
   [[nodiscard]] Result<void> set_dirty_log(bool on) override;
   [[nodiscard]] Result<std::vector<std::uint64_t>> take_dirty_log(Gpa gpa) override;
+  [[nodiscard]] const Clock* guest_clock() const override { return virtual_clock_.get(); }
   [[nodiscard]] bool prefers_large_pages() const override { return true; }
   [[nodiscard]] Result<std::vector<std::uint8_t>> save_platform() override;
   [[nodiscard]] Result<void> load_platform(std::span<const std::uint8_t> record) override;
@@ -66,7 +68,10 @@ class SoftVm final : public Vm {
   [[nodiscard]] Result<void> set_up(const SoftOptions& soft);
 
   const VmOptions options_;
-  const HostClock clock_;
+  // One of them is there.
+  const std::unique_ptr<const HostClock> host_clock_;
+  const std::unique_ptr<VirtualClock> virtual_clock_;
+  const SoftClock& clock_;
   const std::uint64_t tsc_offset_;
   Notes notes_;
   TscStep tsc_step_;

@@ -215,7 +215,7 @@ Outcome Stepper::run(const Insn& insn, const std::uint8_t** thunk) {
       break;
   }
   cpu.io.answer_count = 0;
-  ++cpu.instructions;
+  --cpu.instructions_left;
   if (resume && insn.op != Op::kInterruptReturn && outcome != Outcome::kTrap) {
     cpu.other_flags &= ~flag::kRf;
   }

@@ -24,7 +24,8 @@ TranslatedRunner::TranslatedRunner(Core core, SharedCode& shared, Stepper& stepp
     : core_(core),
       translator_(*shared.translator()),
       stepper_(stepper),
-      native_tsc_(shared.options().native_tsc) {
+      native_tsc_(shared.options().native_tsc),
+      count_(shared.options().virtual_clock) {
   core_.cpu.runner = this;
 }
 
@@ -57,7 +58,8 @@ BlockMode TranslatedRunner::mode() {
 bool TranslatedRunner::attention() const {
   const Cpu& cpu = core_.cpu;
   return cpu.run.load(std::memory_order_relaxed) == 0 ||
-         (cpu.no_interrupt_waits == 0 && cpu.interrupt_flag != 0) || cpu.io.write_count != 0;
+         (cpu.no_interrupt_waits == 0 && cpu.interrupt_flag != 0) || cpu.io.write_count != 0 ||
+         (count_ && cpu.budget_used_up());
 }
 
 TranslatedBlock TranslatedRunner::block_at(std::uint64_t linear, Translation& where) {
@@ -111,15 +113,22 @@ Outcome TranslatedRunner::run() {
   outcome_ = Outcome::kNext;
   const std::uint64_t result = enter_code(translator_.stubs().trampolines, cpu, entry);
   if (result < kHostFault) [[likely]] {
+    if (cpu.step_next != 0) {
+      cpu.step_next = 0;
+      return stepper_.step();
+    }
     return outcome_;
   }
-  const auto offset = translator_.page_offset_of(cpu.scratch[2]);
-  if (!offset) {
+  const auto site = translator_.fault_site_of(cpu.scratch[2]);
+  if (!site) {
     fmt::print(stderr, "wisp: exception {} in generated code at {:#x}, which no guest instruction explains\n",
                result - kHostFault, cpu.scratch[2]);
     std::abort();
   }
-  cpu.rip = cpu.page_address + *offset;
+  cpu.rip = cpu.page_address + site->page_offset;
+  if (count_) {
+    cpu.instructions_left += site->unspent;
+  }
   const auto vector = static_cast<std::uint8_t>(result - kHostFault);
   if (vector == vec::kGp) {
     (void)cpu.raise(vec::kGp, 0);
@@ -153,7 +162,7 @@ TranslatedRunner::Before TranslatedRunner::before() {
   return {.kills = translator_.kills(), .rip = core_.cpu.rip, .mode = mode().key()};
 }
 
-const std::uint8_t* TranslatedRunner::interpreted(Outcome outcome, const Before& before,
+const std::uint8_t* TranslatedRunner::interpreted(Outcome outcome, const Before& before, const CallSite& site,
                                                   const std::uint8_t* resume, bool vectors_away) {
   Cpu& cpu = core_.cpu;
   if (outcome != Outcome::kNext && outcome != Outcome::kJump) {
@@ -164,6 +173,13 @@ const std::uint8_t* TranslatedRunner::interpreted(Outcome outcome, const Before&
   if (here && !attention() && translator_.kills() == before.kills &&
       translator_.generation() == generation_ && cpu.interrupt_shadow == 0 && mode().key() == before.mode &&
       ready()) {
+    if (count_) {
+      const std::uint64_t rest = site.unspent - 1U;
+      if (cpu.instructions_left < kBudget + rest) {
+        return go_on();
+      }
+      cpu.instructions_left -= rest;
+    }
     cpu.scratch[2] = vectors_away ? 1 : 0;
     std::ranges::fill(cpu.shared_addends, 0);  // what was looked up before may have changed
     return resume;
@@ -182,20 +198,26 @@ const std::uint8_t* TranslatedRunner::slow(const CallSite& site, std::uint64_t l
     return after(site);
   }
   ++statistics_.slow_accesses;
+  if (count_) {
+    cpu.instructions_left += site.unspent;
+  }
   const auto* resume = reinterpret_cast<const std::uint8_t*>(&site) + site.next;
   const Before was = before();
-  return interpreted(stepper_.step(), was, resume, vectors_away);
+  return interpreted(stepper_.step(), was, site, resume, vectors_away);
 }
 
 const std::uint8_t* TranslatedRunner::special(const CallSite& site, bool vectors_away) {
   Cpu& cpu = core_.cpu;
   cpu.rip = cpu.page_address + site.page_offset;
   ++statistics_.specials;
+  if (count_) {
+    cpu.instructions_left += site.unspent;
+  }
   const std::uint8_t* resume = site.access != 0 ? after(site) : nullptr;
   Insn insn;
   std::memcpy(&insn, after(site) + site.next, sizeof insn);
   const Before was = before();
-  return interpreted(stepper_.execute(insn), was, resume, vectors_away);
+  return interpreted(stepper_.execute(insn), was, site, resume, vectors_away);
 }
 
 const std::uint8_t* TranslatedRunner::link(const CallSite& site) {

@@ -81,6 +81,8 @@ Stubs emit_stubs(Emitter& out) {
   stubs.special = emit_call_stub(out, stubs.trampolines, RunnerCalls::special, true);
   stubs.link = emit_call_stub(out, stubs.trampolines, RunnerCalls::link, true);
   stubs.miss = emit_call_stub(out, stubs.trampolines, RunnerCalls::miss, false);
+  stubs.leave_to_step = out.here();
+  out.store_constant(offset32(offsetof(Cpu, step_next)), 1);
   stubs.leave_at = out.here();
   out.load(kTemp, offset32(offsetof(Cpu, page_address)));
   out.lea(kTemp, kTemp, kAddress, 0, 0);
@@ -269,7 +271,7 @@ Translator::Impl::Block* Translator::Impl::translate(const Translation& where, c
         code.prepare(used + BlockEmitter::kRoom);
         Emitter out(code.writable() + used, code.executable() + used, BlockEmitter::kRoom);
         EmittedBlock emitted;
-        BlockEmitter emitter(out, stubs, mode, fetch, &source);
+        BlockEmitter emitter(out, stubs, mode, shared.options().virtual_clock, fetch, &source);
         if (!emitter.emit(offset, emitted)) {
           return nullptr;
         }
@@ -355,7 +357,7 @@ void Translator::code_written(std::uint64_t gpa, std::uint32_t size) {
   }
 }
 
-std::optional<std::uint16_t> Translator::page_offset_of(std::uint64_t host) const {
+std::optional<EmittedBlock::FaultSite> Translator::fault_site_of(std::uint64_t host) const {
   if (!impl_->code.holds(host)) {
     return std::nullopt;
   }
@@ -370,7 +372,7 @@ std::optional<std::uint16_t> Translator::page_offset_of(std::uint64_t host) cons
   const auto offset = static_cast<std::uint32_t>(address - impl_->code.executable());
   for (const auto& site : block->fault_sites) {
     if (offset >= site.begin && offset < site.end) {
-      return site.page_offset;
+      return site;
     }
   }
   return std::nullopt;

@@ -49,8 +49,8 @@ class Translator final {
   [[nodiscard]] TranslatedBlock find(const Translation& where, const BlockMode& mode, Cpu& cpu, Mmu& mmu);
   // Makes the jump whose displacement stands at `displacement` lead to a block, as long as both live.
   void link(const std::uint8_t* displacement, const Translation& where, const BlockMode& mode);
-  // Where in its page the instruction stands whose host code holds `host`; empty: not in translated code.
-  [[nodiscard]] std::optional<std::uint16_t> page_offset_of(std::uint64_t host) const;
+  // The instruction whose host code holds `host`; empty: not in translated code.
+  [[nodiscard]] std::optional<EmittedBlock::FaultSite> fault_site_of(std::uint64_t host) const;
 
   // Code in [gpa, gpa + size) was written: its translations are not entered any more when this returns.
   void code_written(std::uint64_t gpa, std::uint32_t size);
@@ -110,7 +110,7 @@ class TranslatedRunner final {
   [[nodiscard]] const std::uint8_t* slow(const CallSite& site, std::uint64_t linear, bool vectors_away);
   [[nodiscard]] const std::uint8_t* special(const CallSite& site, bool vectors_away);
   // What follows an instruction that the interpreter ran at `rip`; `resume` is the code of the one behind it.
-  [[nodiscard]] const std::uint8_t* interpreted(Outcome outcome, const Before& before,
+  [[nodiscard]] const std::uint8_t* interpreted(Outcome outcome, const Before& before, const CallSite& site,
                                                 const std::uint8_t* resume, bool vectors_away);
   [[nodiscard]] const std::uint8_t* link(const CallSite& site);
   [[nodiscard]] const std::uint8_t* miss(std::uint64_t linear);
@@ -122,6 +122,7 @@ class TranslatedRunner final {
   Translator& translator_;
   Stepper& stepper_;
   const bool native_tsc_;
+  const bool count_;
   Outcome outcome_ = Outcome::kNext;
   std::uint64_t generation_ = 0;  // of the cache, when it was last entered from outside
   std::uint32_t features_ = 0;    // of the mode for which the jump entries were made
