@@ -160,10 +160,11 @@ void NetQueuePair::process_rx() {
     }
     step = held_size_ > 0 ? deliver_held() : receive_one();
     if (step == Step::kStalled) {
-      // Ask to be told of new buffers, then look once more: some may have come in between.
+      // Ask to be told of new buffers. Where some came in between, they are looked at and this is done again:
+      // with the event index, the driver does not tell of those behind them before it is asked anew.
       give_back();
-      if (!std::exchange(listening, true)) {
-        (void)rx_->enable_notifications();
+      listening = true;
+      if (rx_->enable_notifications_of_more()) {
         step = Step::kFrame;
       }
     }

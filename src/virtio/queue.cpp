@@ -346,10 +346,19 @@ void Queue::disable_notifications() {
 }
 
 bool Queue::enable_notifications() {
+  return listen_from(next_available_);
+}
+
+bool Queue::enable_notifications_of_more() {
+  return listen_from(seen_available_);
+}
+
+// Asks for a notification when the driver's index moves beyond `index`; whether it already has.
+bool Queue::listen_from(std::uint16_t index) {
   // The store is ordered before the load of the driver's index, as in take_interrupt_wish().
   if (event_idx_) {
     const std::uint64_t event = kUsedRing + kUsedElementSize * size_;
-    store_u16(used_, event, next_available_, __ATOMIC_SEQ_CST);
+    store_u16(used_, event, index, __ATOMIC_SEQ_CST);
     mark_used_ring(event, sizeof(std::uint16_t));
   } else {
     store_u16(used_, 0, 0, __ATOMIC_SEQ_CST);
@@ -358,7 +367,7 @@ bool Queue::enable_notifications() {
   if (broken_) {
     return false;
   }
-  return load_u16(available_, kAvailableIndex, __ATOMIC_SEQ_CST) != next_available_;
+  return load_u16(available_, kAvailableIndex, __ATOMIC_SEQ_CST) != index;
 }
 
 void Queue::save(StateWriter& writer) const {

@@ -115,6 +115,10 @@ class Queue final {
   // came in between.
   void disable_notifications();
   [[nodiscard]] bool enable_notifications();
+  // The same for a device that popped all there was, found it too little and took it back with undo_pop():
+  // asks for a notification of what comes behind that. enable_notifications() would ask for chains that are
+  // there already, and with the event index a driver tells of each only once.
+  [[nodiscard]] bool enable_notifications_of_more();
 
   [[nodiscard]] bool broken() const { return broken_; }
   // Chains given out and not yet returned.
@@ -134,6 +138,7 @@ class Queue final {
   [[nodiscard]] bool walk(std::uint16_t head, DescriptorChain& chain) const;
   [[nodiscard]] bool append(const Descriptor& descriptor, DescriptorChain& chain) const;
   [[nodiscard]] PopResult break_queue();
+  [[nodiscard]] bool listen_from(std::uint16_t index);
   void mark_used_ring(std::uint64_t offset, std::uint64_t size) const;
   const GuestMemory* memory_ = nullptr;
   QueueConfig config_;

@@ -147,7 +147,6 @@ void VirtioVsock::process_rx() {
     return;
   }
   bool stalled = false;
-  bool listening = false;
   rx->disable_notifications();
   for (int packets = 0; mux_->has_output() && !stalled; ++packets) {
     if (packets == kPacketsPerCall) {
@@ -160,9 +159,8 @@ void VirtioVsock::process_rx() {
       return;
     }
     if (popped == PopResult::kEmpty) {
-      // Ask to be told of new buffers, then look once more.
-      stalled = std::exchange(listening, true);
-      (void)rx->enable_notifications();
+      // Ask to be told of new buffers, and anew after each look that found some.
+      stalled = !rx->enable_notifications();
       continue;
     }
     if (rx_chain_.writable_size() < kVsockHeaderSize) {

@@ -403,6 +403,29 @@ TEST(VirtioNetRx, ALongFrameWaitsForEnoughBuffers) {
   }
 }
 
+TEST(VirtioNetRx, ALongFrameIsDeliveredAsSoonAsTheDriverAddedWhatItLacks) {
+  for (const bool event_idx : {false, true}) {
+    Net net;
+    ASSERT_TRUE(net.harness().activate({.event_idx = event_idx, .queue_size = 16}).has_value());
+    FakeQueue& rx = net.harness().queue(0);
+    const auto offer = [&] {
+      net.offer(1000);
+      net.kick(0);
+      net.harness().pump();
+    };
+    offer();
+    offer();
+    net.backend->inject(with_header(make_frame(5000, 4)));
+    net.harness().pump();
+    for (int i = 0; i < 4; ++i) {
+      EXPECT_EQ(rx.used_index(), 0);
+      offer();
+    }
+    EXPECT_EQ(net.take_frame().size(), 5012U);
+    EXPECT_EQ(net.kit->device().counters().rx_dropped, 0U);
+  }
+}
+
 TEST(VirtioNetRx, ALongFrameDoesNotBlockARingThatIsTooSmallForIt) {
   Net net;
   ASSERT_TRUE(net.harness().activate({.queue_size = 16}).has_value());

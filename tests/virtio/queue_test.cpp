@@ -463,6 +463,32 @@ TEST(Queue, NotificationsAreAskedForWithoutAndWithEventIndex) {
   }
 }
 
+TEST(Queue, ADeviceThatTookTooFewChainsBackIsToldOfTheNextOne) {
+  for (const bool event_idx : {false, true}) {
+    FakeGuest guest;
+    FakeQueue driver(guest, 4, event_idx);
+    Queue queue = start(driver, guest, event_idx ? kAll : kVirtioFeatureVersion1);
+    DescriptorChain first;
+    DescriptorChain second;
+    driver.add(ChainBuilder().writable(guest.base(), 4));
+    EXPECT_TRUE(driver.take_notify_wish());
+    queue.disable_notifications();
+    ASSERT_EQ(queue.pop(first), PopResult::kChain);
+    ASSERT_EQ(queue.pop(second), PopResult::kEmpty);
+    queue.undo_pop(first);
+    EXPECT_FALSE(queue.enable_notifications_of_more());
+    driver.add(ChainBuilder().writable(guest.base(), 4));
+    EXPECT_TRUE(driver.take_notify_wish());
+    // Too few still, and one more comes before the device asks again.
+    ASSERT_EQ(queue.pop(first), PopResult::kChain);
+    ASSERT_EQ(queue.pop(second), PopResult::kChain);
+    queue.undo_pop(second);
+    queue.undo_pop(first);
+    driver.add(ChainBuilder().writable(guest.base(), 4));
+    EXPECT_TRUE(queue.enable_notifications_of_more());
+  }
+}
+
 TEST(Queue, SavedIndicesContinue) {
   FakeGuest guest;
   FakeQueue driver(guest, 4);
