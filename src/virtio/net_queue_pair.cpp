@@ -251,10 +251,13 @@ void NetQueuePair::push_frame(std::size_t size) {
   std::size_t left = size;
   for (std::size_t i = 0; i < used; ++i) {
     const auto written = static_cast<std::uint32_t>(std::min<std::size_t>(left, chains_[i].writable_size()));
-    rx_->push(chains_[i], written);
+    rx_->stage(chains_[i], written);
     left -= written;
     rx_capacity_ -= chains_[i].writable_size();
   }
+  // All at once (5.1.6.4): a driver that looks in between would take the frame for a broken one, and its
+  // other buffers for frames.
+  rx_->publish();
   std::rotate(chains_.begin(), chains_.begin() + static_cast<std::ptrdiff_t>(used),
               chains_.begin() + static_cast<std::ptrdiff_t>(chain_count_));
   chain_count_ -= used;

@@ -278,6 +278,16 @@ void Queue::undo_pop(const DescriptorChain& chain) {
 }
 
 void Queue::push(const DescriptorChain& chain, std::uint32_t written) {
+  stage(chain, written);
+  publish();
+}
+
+void Queue::push_head(std::uint16_t head, std::uint32_t written) {
+  stage_head(head, written);
+  publish();
+}
+
+void Queue::stage(const DescriptorChain& chain, std::uint32_t written) {
   WISP_ASSERT(written <= chain.writable_size_);
   std::uint64_t left = written;
   for (const GuestSlice& buffer : chain.writable()) {
@@ -288,10 +298,10 @@ void Queue::push(const DescriptorChain& chain, std::uint32_t written) {
     memory_->mark_dirty(buffer.gpa(), count);
     left -= count;
   }
-  push_head(chain.head_, written);
+  stage_head(chain.head_, written);
 }
 
-void Queue::push_head(std::uint16_t head, std::uint32_t written) {
+void Queue::stage_head(std::uint16_t head, std::uint32_t written) {
   WISP_ASSERT(head < size_ && in_flight_[head]);
   in_flight_[head] = false;
   --in_flight_count_;
@@ -299,11 +309,14 @@ void Queue::push_head(std::uint16_t head, std::uint32_t written) {
   __atomic_store_n(ring_field<std::uint32_t>(used_, element), head, __ATOMIC_RELAXED);
   __atomic_store_n(ring_field<std::uint32_t>(used_, element + 4), written, __ATOMIC_RELAXED);
   ++next_used_;
-  store_u16(used_, kUsedIndex, next_used_, __ATOMIC_RELEASE);
   if (unsignalled_ < std::numeric_limits<std::uint32_t>::max()) {
     ++unsignalled_;
   }
   mark_used_ring(element, kUsedElementSize);
+}
+
+void Queue::publish() {
+  store_u16(used_, kUsedIndex, next_used_, __ATOMIC_RELEASE);
   mark_used_ring(kUsedIndex, sizeof(std::uint16_t));
 }
 

@@ -102,7 +102,11 @@ class Queue final {
   // at most writable_size()). Chains may come back in any order; returning one that is not in flight is a
   // broken invariant of the device and aborts.
   void push(const DescriptorChain& chain, std::uint32_t written);
-  // The same for a device that kept only the head; marks nothing dirty (do that with
+  // push() in two steps, for what the driver must find as a whole: it sees the chains that were staged, in
+  // their order, once they are published.
+  void stage(const DescriptorChain& chain, std::uint32_t written);
+  void publish();
+  // push() for a device that kept only the head; marks nothing dirty (do that with
   // GuestMemory::mark_dirty).
   void push_head(std::uint16_t head, std::uint32_t written);
 
@@ -139,6 +143,7 @@ class Queue final {
   [[nodiscard]] bool append(const Descriptor& descriptor, DescriptorChain& chain) const;
   [[nodiscard]] PopResult break_queue();
   [[nodiscard]] bool listen_from(std::uint16_t index);
+  void stage_head(std::uint16_t head, std::uint32_t written);
   void mark_used_ring(std::uint64_t offset, std::uint64_t size) const;
   const GuestMemory* memory_ = nullptr;
   QueueConfig config_;

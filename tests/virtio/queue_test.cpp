@@ -463,6 +463,25 @@ TEST(Queue, NotificationsAreAskedForWithoutAndWithEventIndex) {
   }
 }
 
+TEST(Queue, StagedChainsAppearTogether) {
+  FakeGuest guest;
+  FakeQueue driver(guest, 4);
+  Queue queue = start(driver, guest);
+  std::array<DescriptorChain, 2> chains;
+  for (DescriptorChain& chain : chains) {
+    driver.add(ChainBuilder().writable(guest.base(), 4));
+    ASSERT_EQ(queue.pop(chain), PopResult::kChain);
+  }
+  queue.stage(chains[0], 4);
+  queue.stage(chains[1], 3);
+  EXPECT_EQ(driver.used_index(), 0);
+  queue.publish();
+  EXPECT_EQ(driver.used_index(), 2);
+  EXPECT_EQ(driver.take_used()->written, 4U);
+  EXPECT_EQ(driver.take_used()->written, 3U);
+  EXPECT_TRUE(queue.take_interrupt_wish());
+}
+
 TEST(Queue, ADeviceThatTookTooFewChainsBackIsToldOfTheNextOne) {
   for (const bool event_idx : {false, true}) {
     FakeGuest guest;
