@@ -88,6 +88,20 @@ constexpr auto kAccelProperties = std::to_array<PropertySpec>({
      .kind = PropertyKind::kUint,
      .help = "with clock=virtual: where the processor's random numbers (RDRAND, RDSEED) start",
      .default_text = "1"},
+    {.name = "state-log",
+     .help = "with clock=virtual: a file that is written a line of the processor's state now and then, to "
+             "compare runs "
+             "(scripts/lockstep)",
+     .maximum = 4096},
+    {.name = "state-log-every",
+     .kind = PropertyKind::kUint,
+     .help = "instructions between two lines of state-log",
+     .default_text = "1000000",
+     .minimum = 1},
+    {.name = "state-log-from",
+     .kind = PropertyKind::kUint,
+     .help = "instructions before the first line of state-log",
+     .default_text = "0"},
     {.name = "statistics",
      .kind = PropertyKind::kBool,
      .help = "log at the end what the software CPU did: translations, TLB fills, what it interpreted",
@@ -358,6 +372,12 @@ Result<void> take_accel(CommandLineBuilder& builder, const OptionSpec& option, c
   if (set.has("seed") && !virtual_clock) {
     return fail("{}: seed= goes with clock=virtual; without it random numbers come from the host", what);
   }
+  if (set.has("state-log") && !virtual_clock) {
+    return fail("{}: state-log= goes with clock=virtual; other runs are never the same twice", what);
+  }
+  builder.launch.machine.execution.state_log = set.get_string("state-log");
+  builder.launch.machine.execution.state_log_every = set.get_uint("state-log-every", 1'000'000);
+  builder.launch.machine.execution.state_log_from = set.get_uint("state-log-from", 0);
   builder.launch.machine.execution.virtual_clock = virtual_clock;
   builder.launch.machine.execution.seed = set.get_uint("seed", 1);
   builder.launch.machine.execution.statistics = set.get_bool("statistics", false);

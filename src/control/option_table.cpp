@@ -99,7 +99,8 @@ constexpr auto kOptions = std::to_array<OptionSpec>({
      .repeatable = true,
      .group = Group::kMachine,
      .argument = "kvm|soft|auto[,probe=on|off][,executor=translate|interpret][,statistics=on|off]"
-                 "[,clock=host|virtual][,seed=N]",
+                 "[,clock=host|virtual][,seed=N]"
+                 "[,state-log=FILE][,state-log-every=N][,state-log-from=N]",
      .help =
          "The CPU engine: kvm (/dev/kvm), soft (a CPU in software, for hosts without hardware "
          "virtualization), or auto (the default), which takes kvm where the host's processor runs guests, "

@@ -30,7 +30,9 @@ GROUPS = {
     "stratovirt": boots.stratovirt_line,
     "virtiofs": virtiofs.run,
     "kata": boots.kata_line,
+    "virtual": lambda checks, context, root: boots.virtual_time(checks, context),
 }
+ONLY_SOFT = ("virtual",)
 NOT_WITH_QEMU = ("bad-input", "linux64", "stratovirt", "virtiofs", "kata")
 
 
@@ -54,7 +56,7 @@ def main():
     try:
         context = Context(options.vmm, options.images, options.accel, work)
         for name in options.groups or GROUPS:
-            if context.is_qemu and name in NOT_WITH_QEMU:
+            if context.is_qemu and name in NOT_WITH_QEMU or context.accel != "soft" and name in ONLY_SOFT:
                 continue
             checks.run(name, GROUPS[name], context, options.root)
     finally:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace wisp::soft {
 
@@ -17,6 +18,10 @@ struct ExecutionOptions {
   // Time is counted in instructions (VirtualClock), and random numbers come from `seed`.
   bool virtual_clock = false;
   std::uint64_t seed = 1;
+  // With a virtual clock: a file for the processor's state each so many instructions (StateLog); empty: none.
+  std::string state_log = {};
+  std::uint64_t state_log_every = 1'000'000;
+  std::uint64_t state_log_from = 0;
   // Say at the end of the VM what the executors did.
   bool statistics = false;
 };

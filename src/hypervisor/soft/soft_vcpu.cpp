@@ -200,7 +200,11 @@ void SoftVcpu::arm_timer() {
     // Stops at the very instruction.
     constexpr std::uint64_t kNoEnd = 1ULL << 40;
     const std::uint64_t now = parts_.clock.now_ns();
-    cpu().set_budget(!next ? kNoEnd : *next > now ? std::min(*next - now, kNoEnd) : 0);
+    std::uint64_t budget = !next ? kNoEnd : *next > now ? std::min(*next - now, kNoEnd) : 0;
+    if (parts_.state_log != nullptr) {
+      budget = std::min(budget, parts_.state_log->next() - cpu().retired());
+    }
+    cpu().set_budget(budget);
     return;
   }
   if (!next) {
@@ -309,6 +313,9 @@ Exit SoftVcpu::run() {
       cpu.run.store(0, std::memory_order_relaxed);  // this one instruction, whose state nobody could save
     }
     if (!in_the_middle) {
+      if (parts_.state_log != nullptr) {
+        parts_.state_log->look(cpu);
+      }
       lapic_->poll_timer();
       if (parts_.virtual_clock != nullptr) {
         parts_.chipset.poll_timer();

@@ -20,6 +20,7 @@
 #include "hypervisor/soft/processor.h"
 #include "hypervisor/soft/requests.h"
 #include "hypervisor/soft/soft_clock.h"
+#include "hypervisor/soft/state_log.h"
 #include "hypervisor/soft/virtual_clock.h"
 
 namespace wisp::soft {
@@ -42,8 +43,9 @@ struct SoftVmParts {
   Notes& notes;
   TscStep& tsc_step;
   std::shared_ptr<SharedCode> code;
-  std::uint64_t seed = 0;        // of random numbers with a virtual clock
-  std::uint64_t tsc_offset = 0;  // what a fresh processor's counter is more than the machine's
+  StateLog* state_log = nullptr;  // with a virtual clock, where one is wanted
+  std::uint64_t seed = 0;         // of random numbers with a virtual clock
+  std::uint64_t tsc_offset = 0;   // what a fresh processor's counter is more than the machine's
 };
 
 struct SoftVcpuConfig {

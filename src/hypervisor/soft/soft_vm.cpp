@@ -134,6 +134,10 @@ Result<void> SoftVm::set_up(const SoftOptions& soft) {
                          {.flush_inline = [this](Cpu* self) { requests_.shoot_down(kFlushInline, self); },
                           .revoke_writes = [this](Cpu* self) { requests_.shoot_down(kRevokeWrites, self); }},
                          execution));
+  if (!execution.state_log.empty()) {
+    WISP_ASSIGN(state_log_,
+                StateLog::create(execution.state_log, execution.state_log_every, execution.state_log_from));
+  }
   vcpus_.reserve(options_.max_vcpus);
   return {};
 }
@@ -154,6 +158,7 @@ Result<std::unique_ptr<Vcpu>> SoftVm::create_vcpu(std::uint32_t id) {
                                            .notes = notes_,
                                            .tsc_step = tsc_step_,
                                            .code = code_,
+                                           .state_log = state_log_.get(),
                                            .seed = code_->options().seed,
                                            .tsc_offset = tsc_offset_},
                                           {.index = id,

@@ -81,6 +81,7 @@ class SoftVm final : public Vm {
   Requests requests_;
   std::unique_ptr<ServiceThread> service_;
   std::unique_ptr<Chipset> chipset_;
+  std::unique_ptr<StateLog> state_log_;
   std::shared_ptr<SharedCode> code_;
   // They stay until the VM goes: interrupts, messages and changes of the memory reach them after their
   // owners have let go of them. Only create_vcpu() changes the list, before the machine runs.

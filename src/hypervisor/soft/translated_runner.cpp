@@ -115,7 +115,7 @@ Outcome TranslatedRunner::run() {
   if (result < kHostFault) [[likely]] {
     if (cpu.step_next != 0) {
       cpu.step_next = 0;
-      return stepper_.step();
+      return cpu.budget_used_up() ? Outcome::kNext : stepper_.step();
     }
     return outcome_;
   }
