@@ -76,6 +76,7 @@ bool VcpuThread::park() {
     changed_.wait(lock, [this] { return wish_.load(std::memory_order_relaxed) != Wish::kPark || !parked_; });
   } while (wish_.load(std::memory_order_relaxed) == Wish::kPark);
   halted_by_failure_ = false;
+  held_ = false;
   return wish_.load(std::memory_order_relaxed) == Wish::kRun;
 }
 
@@ -98,7 +99,10 @@ void VcpuThread::main() {
   }
   while (park()) {
     while (wish_.load(std::memory_order_acquire) == Wish::kRun) {
-      if (halted_by_failure_) {
+      if (held_) {
+        complete_pending_io();
+      }
+      if (halted_by_failure_ || held_) {
         std::unique_lock lock(mutex_);
         changed_.wait(lock, [this] { return wish_.load(std::memory_order_relaxed) != Wish::kRun; });
         break;
@@ -131,6 +135,7 @@ bool VcpuThread::handle(const Exit& exit) {
                           for (std::uint32_t i = 0; i < port.count; ++i) {
                             ports_.write(port.port, port.data.subspan(i * size, size));
                           }
+                          held_ = held_ || events_.guest_run_ends();
                           return true;
                         },
                         [this](const MmioReadExit& mmio) {
@@ -139,6 +144,7 @@ bool VcpuThread::handle(const Exit& exit) {
                         },
                         [this](const MmioWriteExit& mmio) {
                           memory_.write(mmio.address, mmio.data);
+                          held_ = held_ || events_.guest_run_ends();
                           return true;
                         },
                         // Engines of this program model the local APIC: a halt comes back only where nothing

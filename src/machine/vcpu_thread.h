@@ -30,6 +30,9 @@ class VcpuEvents {
   virtual void vcpu_reset_request(std::uint32_t id) = 0;
   // The engine cannot go on with this vCPU, which stays parked until the machine is reset.
   virtual void vcpu_failed(std::uint32_t id, const std::string& message) = 0;
+  // Asked after each write to a device: whether the guest has asked for something that ends its run (power
+  // off, reset), which the vCPU then waits for, parked or not, rather than run on until it comes.
+  [[nodiscard]] virtual bool guest_run_ends() const { return false; }
 };
 
 class VcpuThread final {
@@ -70,6 +73,7 @@ class VcpuThread final {
   std::atomic<Wish> wish_ = Wish::kPark;
   bool halted_by_failure_ = false;  // the thread's own
   bool io_pending_ = false;         // the thread's own
+  bool held_ = false;               // the thread's own: guest_run_ends() said so
 
   std::mutex mutex_;
   std::condition_variable changed_;
