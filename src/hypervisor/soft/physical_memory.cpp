@@ -9,6 +9,10 @@
 namespace wisp::soft {
 namespace {
 
+// Writes to a page with code before the code is forgotten: each costs a tenth of a microsecond, translating
+// the page again some ten.
+constexpr std::uint32_t kPatience = 256;
+
 // Zeroed, and without host memory until it is touched.
 Result<std::shared_ptr<PageInfo[]>> make_page_infos(
     std::uint64_t pages) {  // NOLINT(modernize-avoid-c-arrays)
@@ -58,12 +62,26 @@ void PhysicalMemory::written(const PhysicalPage& page, std::uint64_t gpa, std::u
   const std::uint64_t first = (gpa & kPageOffset) / 64;
   const std::uint64_t last = std::min<std::uint64_t>(((gpa & kPageOffset) + size - 1) / 64, 63);
   const std::uint64_t touched = (~0ULL >> (63 - last)) & (~0ULL << first);
-  if ((lines & touched) == 0) {
-    return;
+  if ((lines & touched) != 0) {
+    info.version.fetch_add(1, std::memory_order_acq_rel);
+    if (watcher_ != nullptr) {
+      watcher_->code_written(gpa, size);
+    }
   }
+  if (info.writes.fetch_add(1, std::memory_order_relaxed) >= kPatience) {
+    forget_code(info, gpa);
+  }
+}
+
+// A page that is written time and again is data by now, or code that is data first: nobody watches it any
+// more. Whoever keeps instructions of it read the version before the lines were set, and finds it changed;
+// whoever reads instructions now finds the lines clear and sets them again.
+void PhysicalMemory::forget_code(PageInfo& info, std::uint64_t gpa) {
+  info.writes.store(0, std::memory_order_relaxed);
+  info.code_lines.store(0, std::memory_order_seq_cst);
   info.version.fetch_add(1, std::memory_order_acq_rel);
   if (watcher_ != nullptr) {
-    watcher_->code_written(gpa, size);
+    watcher_->code_written(gpa & ~kPageOffset, kPageSize);
   }
 }
 

@@ -24,6 +24,7 @@ struct PageInfo {
   std::atomic<std::uint64_t> code_lines;  // 64-byte lines that hold instructions somebody keeps decoded
   std::atomic<std::uint32_t> version;     // grows when such a line is written
   std::atomic<std::uint32_t> dirty;       // written since the dirty log was last taken
+  std::atomic<std::uint32_t> writes;      // since it holds code, or its code was last forgotten
 };
 
 // One page as found: `host` is null where there is no RAM or ROM.
@@ -93,6 +94,7 @@ class PhysicalMemory final : public AddressSpaceListener {
     std::vector<Range> ranges{};
   };
   void publish(std::unique_ptr<Table> table);
+  void forget_code(PageInfo& info, std::uint64_t gpa);
 
   std::atomic<const Table*> table_;
   std::vector<std::unique_ptr<const Table>> tables_;  // all that were published

@@ -97,8 +97,9 @@ bool Stepper::fetch(Cached*& found) {
   const auto room = static_cast<std::uint32_t>(std::min<std::uint64_t>(kPageSize - offset, kMaxInsnLength));
   std::uint32_t version = 0;
   if (where.page.info != nullptr) {
-    shared_.watch_code(where.page, where.gpa, room, cpu, core_.mmu);
+    // In this order: see PhysicalMemory::forget_code().
     version = where.page.info->version.load(std::memory_order_acquire);
+    shared_.watch_code(where.page, where.gpa, room, cpu, core_.mmu);
   }
   std::array<std::uint8_t, kMaxInsnLength> bytes{};
   std::memcpy(bytes.data(), where.page.host + offset, room);
