@@ -94,7 +94,8 @@ class Vm {
   // from any thread. Empty where the engine need not know.
   [[nodiscard]] virtual std::function<void(Gpa, std::uint64_t)> host_write_hook() { return {}; }
 
-  // The time that devices are to go by, where it is not the host's; null: the host's. It lives as long as the VM.
+  // The time that devices are to go by, where it is not the host's; null: the host's. It lives as long as the
+  // VM.
   [[nodiscard]] virtual const Clock* guest_clock() const { return nullptr; }
 
   // Whether guest RAM does better in the host's large pages, with files read into it, than in small ones that
