@@ -120,10 +120,11 @@ class Machine final : public MachineControl, private VcpuEvents {
   [[nodiscard]] Result<void> vcpu_thread_started(std::uint32_t id) override;
   void vcpu_reset_request(std::uint32_t id) override;
   void vcpu_failed(std::uint32_t id, const std::string& message) override;
+  // Where the guest has a time of its own, so that a run ends at the same instruction each time.
   [[nodiscard]] bool guest_run_ends() const override {
-    return shutdown_under_way_.load(std::memory_order_relaxed) ||
-           reset_under_way_.load(std::memory_order_relaxed) ||
-           debug_exit_under_way_.load(std::memory_order_relaxed);
+    return vm_->guest_clock() != nullptr && (shutdown_under_way_.load(std::memory_order_relaxed) ||
+                                             reset_under_way_.load(std::memory_order_relaxed) ||
+                                             debug_exit_under_way_.load(std::memory_order_relaxed));
   }
   // Each kind of request is under way once at most, so that a guest cannot fill the loop's queue. A reset of
   // the machine forgets what the guest asked for before it.

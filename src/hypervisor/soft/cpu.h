@@ -143,7 +143,7 @@ struct IoState {
 
 // A software TLB that translated code looks up in line: entry `i` covers the page whose number ends in `i`.
 // A tag is the negated address of the page; one that never matches is that of a page with another number.
-inline constexpr std::size_t kTlbEntries = 512;
+inline constexpr std::size_t kTlbEntries = 2048;
 struct TlbBank {
   std::array<std::uint64_t, kTlbEntries> read_tag;
   std::array<std::uint64_t, kTlbEntries> write_tag;

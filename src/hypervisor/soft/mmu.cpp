@@ -11,7 +11,7 @@ namespace wisp::soft {
 namespace {
 
 constexpr std::size_t kEntries = 8192;
-constexpr std::size_t kMaxFilled = 1024;
+constexpr std::size_t kMaxFilled = 2048;
 
 std::size_t entry_index(std::uint64_t page) {
   return (page ^ (page >> 13)) % kEntries;
