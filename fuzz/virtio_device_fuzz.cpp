@@ -1,6 +1,7 @@
 // One virtio device behind the MMIO transport; the input is a list of what a guest does: register accesses,
 // writes to its memory, kicks, resets, snapshots. Built once for each device, with WISP_FUZZ_DEVICE its name
 // in the hostile suite's table.
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>

@@ -417,6 +417,28 @@ TEST(Code, EveryWayOfWritingIsSeen) {
   EXPECT_NE(kit.memory().find(table).info->version.load(), version);
 }
 
+// A page that held code and is data now must not be slow for ever.
+TEST(CodeLines, AreForgottenOfAPageThatIsWrittenTimeAndAgain) {
+  PagingKit kit;
+  kit.map(kLinear, kA);
+  watch(kit, kA, 1);  // the first line; the writes go to another one
+  const PageInfo& info = *kit.memory().find(kA).info;
+  const std::uint32_t version = info.version.load();
+  const std::size_t told = kit.watcher.calls.size();
+  for (int i = 0; i < 2000 && info.code_lines.load() != 0; ++i) {
+    EXPECT_EQ(kit.write(kLinear + 0x800), "");
+  }
+  EXPECT_EQ(info.code_lines.load(), 0U);
+  // Whoever keeps its instructions learns of it, and whoever translated them.
+  EXPECT_NE(info.version.load(), version);
+  ASSERT_EQ(kit.watcher.calls.size(), told + 1);
+  EXPECT_EQ(kit.watcher.calls.back(), std::pair(std::uint64_t{kA}, std::uint32_t{kPageSize}));
+  // Now in line, without anybody being told.
+  EXPECT_EQ(kit.write(kLinear + 0x800), "");
+  EXPECT_EQ(kit.write(kLinear + 0x808), "");
+  EXPECT_EQ(kit.watcher.calls.size(), told + 1);
+}
+
 // --- the dirty log
 
 TEST(DirtyLog, TellsPagesThatWereWrittenSinceItWasTaken) {
