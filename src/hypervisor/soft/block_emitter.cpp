@@ -585,8 +585,10 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
         special(insn);
         return Flow::kEnd;
       }
-      if (count_) {
-        special(insn);  // no way out in the middle of a block
+      // The look for an interrupt comes after the next instruction, which must go on in this block for that.
+      // (With a count there is no way out in the middle of a block.)
+      if (count_ || !goes_on_after_next()) {
+        special(insn);
         return Flow::kEnd;
       }
       out_.store_constant(kInterruptFlag, static_cast<std::int32_t>(flag::kIf));
@@ -886,6 +888,16 @@ void BlockEmitter::bit_test(const Insn& insn) {
   out_.byte(0x0f);
   out_.byte(insn.op == Op::kBitSet ? 0xabU : insn.op == Op::kBitReset ? 0xb3U : 0xbbU);
   out_.memory(Emitter::low(kTemp), kAddress, 0);
+}
+
+// Whether the instruction behind the present one is of this block and not its last.
+bool BlockEmitter::goes_on_after_next() const {
+  const std::size_t next = block_->instructions;
+  if (next + 1 >= insns_.size()) {
+    return false;
+  }
+  const Op op = insns_[next].op;
+  return !ends_straight_line(op) && op != Op::kJumpIf && op != Op::kLoop && op != Op::kJumpRcxZero;
 }
 
 void BlockEmitter::swap_gs() {

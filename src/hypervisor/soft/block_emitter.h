@@ -135,6 +135,7 @@ class BlockEmitter final {
   void indirect(Bank bank);
   void indirect() { indirect(mode_.bank); }
   void read_tsc(const Insn& insn);
+  [[nodiscard]] bool goes_on_after_next() const;
   void swap_gs();
   void move_from_segment(const Insn& insn);
   void bit_test(const Insn& insn);

@@ -74,15 +74,16 @@ void PhysicalMemory::written(const PhysicalPage& page, std::uint64_t gpa, std::u
 }
 
 // A page that is written time and again is data by now, or code that is data first: nobody watches it any
-// more. Whoever keeps instructions of it read the version before the lines were set, and finds it changed;
-// whoever reads instructions now finds the lines clear and sets them again.
+// more. The version changes before and after: whoever keeps instructions read it before the lines were set.
 void PhysicalMemory::forget_code(PageInfo& info, std::uint64_t gpa) {
   info.writes.store(0, std::memory_order_relaxed);
-  info.code_lines.store(0, std::memory_order_seq_cst);
   info.version.fetch_add(1, std::memory_order_acq_rel);
   if (watcher_ != nullptr) {
-    watcher_->code_written(gpa & ~kPageOffset, kPageSize);
+    watcher_->forget_code(info, gpa & ~kPageOffset);
+  } else {
+    info.code_lines.store(0, std::memory_order_seq_cst);
   }
+  info.version.fetch_add(1, std::memory_order_acq_rel);
 }
 
 void PhysicalMemory::host_wrote(std::uint64_t gpa, std::uint64_t size) {

@@ -25,6 +25,7 @@ struct PageInfo {
   std::atomic<std::uint32_t> version;     // grows when such a line is written
   std::atomic<std::uint32_t> dirty;       // written since the dirty log was last taken
   std::atomic<std::uint32_t> writes;      // since it holds code, or its code was last forgotten
+  std::atomic<std::uint32_t> revoking;    // how many are taking the page's in-line write access away
 };
 
 // One page as found: `host` is null where there is no RAM or ROM.
@@ -40,6 +41,8 @@ class CodeWatcher {
  public:
   virtual ~CodeWatcher() = default;
   virtual void code_written(std::uint64_t gpa, std::uint32_t size) = 0;
+  // The page's code is to be watched no longer: what was made of it ends, and its lines are cleared.
+  virtual void forget_code(PageInfo& info, std::uint64_t gpa) = 0;
 };
 
 // Look-ups take no lock. Changes come from one control thread at a time.

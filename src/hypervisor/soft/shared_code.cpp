@@ -36,7 +36,7 @@ bool SharedCode::watch_more(const PhysicalPage& page, std::uint64_t gpa, std::ui
   const std::uint64_t lines = lines_of(gpa, size);
   std::uint64_t before = page.info->code_lines.load(std::memory_order_relaxed);
   do {
-    if (before == 0) {
+    if (before == 0 || page.info->revoking.load(std::memory_order_seq_cst) != 0) {
       return false;
     }
     if ((before & lines) == lines) {
@@ -49,14 +49,26 @@ bool SharedCode::watch_more(const PhysicalPage& page, std::uint64_t gpa, std::ui
 void SharedCode::watch_code(const PhysicalPage& page, std::uint64_t gpa, std::uint32_t size, Cpu& cpu,
                             Mmu& mmu) {
   const std::uint64_t lines = lines_of(gpa, size);
-  const std::uint64_t before = page.info->code_lines.load(std::memory_order_relaxed);
-  if ((before & lines) == lines) {
+  PageInfo& info = *page.info;
+  const std::uint64_t before = info.code_lines.load(std::memory_order_seq_cst);
+  if ((before & lines) == lines && info.revoking.load(std::memory_order_seq_cst) == 0) {
     return;
   }
-  if (page.info->code_lines.fetch_or(lines, std::memory_order_seq_cst) == 0) {
-    // Nobody may write to the page in line any more.
+  // Nobody may write to the page in line any more; who comes second must know that, too, before it reads.
+  info.revoking.fetch_add(1, std::memory_order_seq_cst);
+  if (info.code_lines.fetch_or(lines, std::memory_order_seq_cst) == 0 ||
+      info.revoking.load(std::memory_order_seq_cst) > 1) {
     mmu.revoke_write(page.host);
     hooks_.revoke_writes(&cpu);
+  }
+  info.revoking.fetch_sub(1, std::memory_order_seq_cst);
+}
+
+void SharedCode::forget_code(PageInfo& info, std::uint64_t gpa) {
+  if (translator_) {
+    translator_->forget_page(gpa, info.code_lines);
+  } else {
+    info.code_lines.store(0, std::memory_order_seq_cst);
   }
 }
 

@@ -34,6 +34,7 @@ class SharedCode final : public CodeWatcher {
   void flush_inline(Cpu* self) { hooks_.flush_inline(self); }
 
   void code_written(std::uint64_t gpa, std::uint32_t size) override;
+  void forget_code(PageInfo& info, std::uint64_t gpa) override;
 
  private:
   PhysicalMemory& memory_;

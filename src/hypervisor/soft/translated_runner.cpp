@@ -36,7 +36,9 @@ TranslatedRunner::~TranslatedRunner() {
 bool TranslatedRunner::ready() const {
   const Cpu& cpu = core_.cpu;
   return cpu.code64() && (cpu.cpl == 0 || cpu.cpl == 3) && (cpu.other_flags & (flag::kTf | flag::kRf)) == 0 &&
-         (cpu.dr7 & 0xff) == 0 && cpu.interrupt_shadow == 0;
+         (cpu.dr7 & 0xff) == 0 && cpu.interrupt_shadow == 0 &&
+         !(cpu.cpl == 3 && (cpu.other_flags & flag::kAc) != 0 &&
+           (cpu.cr0 & cr0::kAm) != 0);  // checks alignment
 }
 
 BlockMode TranslatedRunner::mode() {
@@ -51,7 +53,7 @@ BlockMode TranslatedRunner::mode() {
   }
   BlockMode mode = known_;
   mode.bank = cpu.bank();
-  mode.tsc = native_tsc_ && (cpu.cpl == 0 || (cpu.cr4 & cr4::kTsd) == 0);
+  mode.tsc = native_tsc_ && (cpu.cr4 & cr4::kTsd) == 0;
   return mode;
 }
 
@@ -232,7 +234,7 @@ const std::uint8_t* TranslatedRunner::link(const CallSite& site) {
   if (block.outer == nullptr || translator_.generation() != generation_) {
     return leave(Outcome::kNext);
   }
-  translator_.link(reinterpret_cast<const std::uint8_t*>(&site) + site.next, where, mode());
+  (void)translator_.link(reinterpret_cast<const std::uint8_t*>(&site) + site.next, where, mode());
   cpu.scratch[1] = cpu.rip;
   return block.outer;
 }

@@ -121,7 +121,14 @@ struct Translator::Impl {
 
   static std::uint64_t key_of(std::uint64_t gpa, const BlockMode& mode) { return gpa << 6 | mode.key(); }
   [[nodiscard]] Block* translate(const Translation& where, const BlockMode& mode, Cpu& cpu, Mmu& mmu);
+  // The block whose code holds an address.
+  [[nodiscard]] const Block* block_of(const std::uint8_t* address) const {
+    const auto block = std::upper_bound(blocks.begin(), blocks.end(), address,
+                                        [](const std::uint8_t* at, const Block& b) { return at < b.end; });
+    return block == blocks.end() ? nullptr : &*block;
+  }
   void kill(Block& block);
+  bool kill_in(std::uint64_t gpa, std::uint64_t size);
   void make_room(Cpu& cpu);
 
   SharedCode& shared;
@@ -311,18 +318,28 @@ Translator::Impl::Block* Translator::Impl::translate(const Translation& where, c
   return nullptr;
 }
 
-void Translator::link(const std::uint8_t* displacement, const Translation& where, const BlockMode& mode) {
+bool Translator::link(const std::uint8_t* displacement, const Translation& where, const BlockMode& mode) {
   const std::lock_guard lock(impl_->mutex);
   const auto found = impl_->by_key.find(Impl::key_of(where.gpa, mode));
   if (found == impl_->by_key.end() || impl_->flushing.load(std::memory_order_relaxed)) {
-    return;
+    return false;
+  }
+  // All who run the source share the jump: it may lead to the same physical page only, whatever lies at the
+  // target's linear address for the processor that asks now.
+  const Impl::Block* source = impl_->block_of(displacement);
+  if (source == nullptr || (source->gpa ^ where.gpa) >= kPageSize) {
+    return false;
   }
   Impl::Block& block = *found->second;
   std::uint8_t* write = impl_->code.writable_of(displacement);
   std::int32_t before = 0;
   std::memcpy(&before, write, sizeof before);
+  if (displacement + 4 + before == block.inner) {
+    return true;  // another processor was first
+  }
   block.incoming.push_back({.displacement = displacement, .unlinked = before});
   patch_displacement(write, static_cast<std::int32_t>(block.inner - (displacement + 4)));
+  return true;
 }
 
 void Translator::Impl::kill(Block& block) {
@@ -337,24 +354,36 @@ void Translator::Impl::kill(Block& block) {
   ++statistics.killed;
 }
 
-void Translator::code_written(std::uint64_t gpa, std::uint32_t size) {
-  const std::lock_guard lock(impl_->mutex);
-  const auto found = impl_->by_page.find(gpa & ~kPageOffset);
-  if (found == impl_->by_page.end()) {
-    return;
+bool Translator::Impl::kill_in(std::uint64_t gpa, std::uint64_t size) {
+  const auto found = by_page.find(gpa & ~kPageOffset);
+  if (found == by_page.end()) {
+    return false;
   }
   bool killed = false;
-  std::erase_if(found->second, [&](Impl::Block* block) {
+  std::erase_if(found->second, [&](Block* block) {
     if (block->gpa >= gpa + size || gpa >= block->gpa + block->guest_bytes) {
       return false;
     }
-    impl_->kill(*block);
+    kill(*block);
     killed = true;
     return true;
   });
   if (killed) {
-    impl_->kills.fetch_add(1, std::memory_order_acq_rel);
+    kills.fetch_add(1, std::memory_order_acq_rel);
   }
+  return killed;
+}
+
+void Translator::code_written(std::uint64_t gpa, std::uint32_t size) {
+  const std::lock_guard lock(impl_->mutex);
+  (void)impl_->kill_in(gpa, size);
+}
+
+void Translator::forget_page(std::uint64_t gpa, std::atomic<std::uint64_t>& lines) {
+  // Blocks are made under the same lock, and only while the lines are set.
+  const std::lock_guard lock(impl_->mutex);
+  (void)impl_->kill_in(gpa, kPageSize);
+  lines.store(0, std::memory_order_seq_cst);
 }
 
 std::optional<EmittedBlock::FaultSite> Translator::fault_site_of(std::uint64_t host) const {
@@ -363,10 +392,8 @@ std::optional<EmittedBlock::FaultSite> Translator::fault_site_of(std::uint64_t h
   }
   const std::lock_guard lock(impl_->mutex);
   const auto* address = reinterpret_cast<const std::uint8_t*>(host);
-  const auto block =
-      std::upper_bound(impl_->blocks.begin(), impl_->blocks.end(), address,
-                       [](const std::uint8_t* at, const Impl::Block& b) { return at < b.end; });
-  if (block == impl_->blocks.end()) {
+  const Impl::Block* block = impl_->block_of(address);
+  if (block == nullptr) {
     return std::nullopt;
   }
   const auto offset = static_cast<std::uint32_t>(address - impl_->code.executable());

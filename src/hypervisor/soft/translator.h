@@ -2,6 +2,7 @@
 // VM share.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -47,13 +48,16 @@ class Translator final {
   // The block that starts at the byte `where` (found at `linear` by the caller's page tables); null where
   // nothing can be translated there.
   [[nodiscard]] TranslatedBlock find(const Translation& where, const BlockMode& mode, Cpu& cpu, Mmu& mmu);
-  // Makes the jump whose displacement stands at `displacement` lead to a block, as long as both live.
-  void link(const std::uint8_t* displacement, const Translation& where, const BlockMode& mode);
+  // Makes the jump whose displacement stands at `displacement` lead to a block, as long as both live. False:
+  // they are not of one physical page, or gone.
+  bool link(const std::uint8_t* displacement, const Translation& where, const BlockMode& mode);
   // The instruction whose host code holds `host`; empty: not in translated code.
   [[nodiscard]] std::optional<EmittedBlock::FaultSite> fault_site_of(std::uint64_t host) const;
 
   // Code in [gpa, gpa + size) was written: its translations are not entered any more when this returns.
   void code_written(std::uint64_t gpa, std::uint32_t size);
+  // The same for the whole page, and nothing of it is watched any more: clears `lines`.
+  void forget_page(std::uint64_t gpa, std::atomic<std::uint64_t>& lines);
   // Grow with each killed block, and with each time the whole cache was thrown away.
   [[nodiscard]] std::uint64_t kills() const;
   [[nodiscard]] std::uint64_t generation() const;

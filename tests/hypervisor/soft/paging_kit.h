@@ -51,6 +51,10 @@ class OnePageMmio final : public EngineMmio {
 class RecordingWatcher final : public CodeWatcher {
  public:
   void code_written(std::uint64_t gpa, std::uint32_t size) override { calls.emplace_back(gpa, size); }
+  void forget_code(PageInfo& info, std::uint64_t gpa) override {
+    calls.emplace_back(gpa, std::uint32_t{kPageSize});
+    info.code_lines.store(0);
+  }
   std::vector<std::pair<std::uint64_t, std::uint32_t>> calls{};
 };
 
