@@ -2,7 +2,8 @@
 """bench/soft_boot.py [--runs N] [--cpus N]
 
 The software CPU beside QEMU's TCG on this host: wall time from the start of the process to the guest's init, the two
-taking turns, with and without the kernel's self-tests of its ciphers (two thirds of the instructions of a boot).
+taking turns, with and without the kernel's self-tests of its ciphers (two thirds of the instructions of a boot). With
+one vCPU also Wisp's own boot with a virtual clock.
 """
 import os
 import select
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 
-from common import images, name_of, parser, shown, soft_command, summary, table
+from common import images, parser, shown, soft_command, summary, table
 
 APPEND = "console=ttyS0 quiet"
 
@@ -43,15 +44,18 @@ def main():
     for title, append in (("quiet", ""), ("quiet, cryptomgr.notests", "cryptomgr.notests")):
         words = " ".join([APPEND, *append.split(), "wisp.do=poweroff"])
         pair = [soft_command(program, folder, words, cpus=options.cpus) for program in (options.vmm, options.qemu)]
+        names = ["Wisp", "QEMU TCG"]
+        if options.cpus == 1:
+            pair.append(soft_command(options.vmm, folder, words, accel="soft,clock=virtual"))
+            names.append("Wisp, virtual clock")
         commands += pair if not commands else []
-        times = [[], []]
+        times = [[] for _ in pair]
         for _ in range(options.runs):
             for index, command in enumerate(pair):
                 times[index].append(boot(command))
         base = summary(times[1])[0]
-        for index, program in enumerate((options.vmm, options.qemu)):
+        for index, name in enumerate(names):
             median, least, most = summary(times[index])
-            name = name_of(program).replace("microvm", "TCG")
             rows.append((title, name, f"{median:.2f}", f"{least:.2f}-{most:.2f}", f"{median / base:.2f}"))
     table(f"Boot to init on the software CPU, seconds, {options.runs} runs each, {options.cpus} vCPU",
           ("kernel command line", "VMM", "median", "range", "of QEMU"), rows, [shown(c) for c in commands])
