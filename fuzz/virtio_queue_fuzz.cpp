@@ -85,7 +85,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     if (++count == held.size()) {
       while (count > 0) {
         --count;
-        queue->push(held[count], count == 0 ? static_cast<std::uint32_t>(written) : 0);
+        queue->push(held[count], count + 1 == held.size() ? static_cast<std::uint32_t>(written) : 0);
       }
       static_cast<void>(queue->take_interrupt_wish());
       static_cast<void>(queue->enable_notifications());
