@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 
+#include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -298,6 +300,60 @@ TEST_P(Payload, InterruptAfterTheShadowOfSti) {
   run_to_halt();
   EXPECT_EQ(cpu().gpr[kRbx], 1U);
   EXPECT_EQ(cpu().gpr[kRax], 2U);
+}
+
+// However the block goes on behind STI: linked jumps lead round every look at an interrupt that waits.
+TEST_P(Payload, InterruptBehindStiWhereverItsBlockGoes) {
+  struct Case {
+    const char* name;
+    std::uint64_t offset;  // of the STI in its own pages
+    std::vector<std::uint8_t> next;
+    std::uint64_t to;  // where the processor stops with the interrupt
+  };
+  constexpr std::uint64_t kReturnTo = 0x2000;
+  const std::vector<Case> cases{
+      {"jump", 0, {0xeb, 0x10}, 0x13},
+      {"conditional jump taken", 0, {0x74, 0x10}, 0x13},
+      {"conditional jump not taken", 0, {0x75, 0x10}, 0x03},
+      {"return", 0, {0xc3}, kReturnTo},
+      {"last of its page", 0xfff, {0x90}, 0x1001},
+      {"straight on", 0, {0x90}, 0x02},
+  };
+  std::uint64_t pages = 0x50000;
+  for (const Case& one : cases) {
+    SCOPED_TRACE(one.name);
+    pages += 0x4000;
+    std::fill_n(ram_ + pages, 0x4000, std::uint8_t{0x90});
+    ram_[pages + one.offset] = 0xfb;  // sti
+    std::ranges::copy(one.next, ram_ + pages + one.offset + 1);
+    code(pages + one.to, {0x90, 0x90, 0x90, 0x90, 0xeb, 0xfe});  // and round for ever
+    for (int round = 0; round < 3; ++round) {
+      // In the first rounds nothing waits, and jumps are linked; in the last an interrupt does.
+      const bool waits = round == 2;
+      cpu().rip = pages + one.offset;
+      cpu().gpr[kRsp] = kStack - 0x1000;
+      put(kStack - 0x1000, pages + kReturnTo);
+      cpu().set_rflags(flag::kZf | 2);
+      cpu().interrupt_shadow = 0;
+      cpu().no_interrupt_waits = waits ? 0 : 1;
+      cpu().run = 1;
+      std::atomic<bool> done = false;
+      std::thread stopper([this, &done] {
+        for (int i = 0; i < 50 && !done.load(); ++i) {
+          std::this_thread::sleep_for(std::chrono::milliseconds(2));
+        }
+        cpu().run = 0;
+      });
+      EXPECT_EQ(run(), Processor::Stop::kAttention);
+      const bool stopped_itself = cpu().run.load() != 0;
+      done = true;
+      stopper.join();
+      if (waits) {
+        EXPECT_TRUE(stopped_itself);
+        EXPECT_EQ(cpu().rip, pages + one.to);
+      }
+    }
+  }
 }
 
 TEST_P(Payload, EveryInstructionIsAStepWithTheTrapFlag) {
