@@ -135,6 +135,8 @@ class BlockEmitter final {
   void indirect(Bank bank);
   void indirect() { indirect(mode_.bank); }
   void read_tsc(const Insn& insn);
+  // Whether nothing behind such an instruction belongs to the same block.
+  [[nodiscard]] static bool ends_straight_line(Op op);
   [[nodiscard]] bool goes_on_after_next() const;
   void swap_gs();
   void move_from_segment(const Insn& insn);

@@ -1,0 +1,133 @@
+// How blocks reach guest memory: addresses, and their look-up in the in-line TLB.
+#include "hypervisor/soft/block_emitter.h"
+#include "hypervisor/soft/block_offsets.h"
+#include "hypervisor/soft/mmu.h"
+
+namespace wisp::soft {
+
+using namespace offsets;
+
+// The linear address of the memory operand into kAddress.
+void BlockEmitter::address(const Insn& insn) {
+  const auto displacement = static_cast<std::int32_t>(insn.displacement);
+  const bool wide = insn.address_size == 8;
+  const auto host = [this](std::uint8_t guest, HostReg scratch) {
+    if (has_home(guest)) {
+      return home_of(guest);
+    }
+    out_.load(scratch, gpr_offset(guest));
+    return scratch;
+  };
+  if (insn.base == kRipBase) {
+    out_.load(kAddress, kPageAddress);
+    out_.lea(kAddress, kAddress, static_cast<std::int32_t>(next_offset(insn)) + displacement, wide);
+  } else if (insn.base == kNoRegister && insn.index == kNoRegister) {
+    out_.constant(kAddress, wide ? static_cast<std::uint64_t>(insn.displacement)
+                                 : static_cast<std::uint32_t>(insn.displacement));
+  } else if (insn.index == kNoRegister) {
+    const HostReg base = host(insn.base, kAddress);
+    if (displacement == 0 && wide) {
+      out_.move(kAddress, base);
+    } else {
+      out_.lea(kAddress, base, displacement, wide);
+    }
+  } else if (insn.base == kNoRegister) {
+    out_.lea_index(kAddress, host(insn.index, kAddend), insn.scale, displacement, wide);
+  } else {
+    const HostReg base = host(insn.base, kAddress);
+    const HostReg index = host(insn.index, kAddend);
+    out_.lea(kAddress, base, index, insn.scale, displacement, wide);
+  }
+  if (insn.segment == kFs || insn.segment == kGs) {
+    out_.load(kAddend, segment_base(insn.segment));
+    out_.lea(kAddress, kAddress, kAddend, 0, 0);
+  }
+}
+
+// Jumps where the `size` bytes from `before` bytes before kAddress lie in a page that the in-line TLB has;
+// kAddend is that entry's number then. Flags stay.
+std::size_t BlockEmitter::compare_tag(Bank bank, std::uint32_t before, std::uint32_t size, bool write) {
+  HostReg from = kAddress;
+  if (before != 0) {
+    out_.lea(kAddend, kAddress, -static_cast<std::int32_t>(before));
+    from = kAddend;
+  }
+  out_.extract(kAddend, from, offset32(offsetof(Cpu, tlb_mask)));
+  out_.load_indexed(kTemp, kAddend,
+                    tlb_offset(bank, write ? offsetof(TlbBank, write_tag) : offsetof(TlbBank, read_tag)));
+  out_.lea(kTemp, kTemp, kAddress, 0,
+           static_cast<std::int32_t>(size) - 1 - static_cast<std::int32_t>(before));
+  out_.extract(kTemp, kTemp, offset32(offsetof(Cpu, page_mask)));
+  return out_.jump_if_temp_zero();
+}
+
+// Looks kAddress up; kAddend becomes what makes a host address of it. Flags stay.
+void BlockEmitter::probe(std::uint32_t size, bool write) {
+  const std::size_t retry = out_.size();
+  const std::size_t hit = compare_tag(mode_.bank, 0, size, write);
+  const std::size_t miss = out_.jump_later();
+  out_.place_short(hit);
+  out_.load_indexed(kAddend, kAddend, tlb_offset(mode_.bank, offsetof(TlbBank, addend)));
+  cold_.push_back({.kind = Cold::Kind::kSlow,
+                   .from = miss,
+                   .back = retry,
+                   .page_offset = static_cast<std::uint32_t>(offset_),
+                   .size = static_cast<std::uint8_t>(size),
+                   .access = static_cast<std::uint8_t>(write ? Access::kWrite : Access::kRead),
+                   .next_mark = starts_.size()});
+}
+
+// The same for the instruction's planned access.
+void BlockEmitter::access(std::uint32_t size, bool write) {
+  const PlannedAccess& plan = plan_[block_->instructions - 1];
+  if (plan.kind == PlannedAccess::Kind::kAlone) {
+    probe(size, write);
+    return;
+  }
+  const std::int32_t slot = shared_addend(plan.slot);
+  std::size_t miss = 0;
+  const bool first = plan.kind == PlannedAccess::Kind::kFirst;
+  if (first) {
+    const std::size_t hit = compare_tag(mode_.bank, plan.before, plan.length, plan.write);
+    miss = out_.jump_later();
+    out_.place_short(hit);
+    out_.load_indexed(kAddend, kAddend, tlb_offset(mode_.bank, offsetof(TlbBank, addend)));
+    out_.store(slot, kAddend);
+  } else {
+    out_.load(kTemp, slot);
+    const std::size_t none = out_.jump_if_temp_zero();
+    out_.byte(0xeb);
+    out_.byte(0);
+    const std::size_t over = out_.size();
+    out_.place_short(none);
+    miss = out_.jump_later();
+    out_.place_short(over);
+    out_.move(kAddend, kTemp);
+  }
+  cold_.push_back({.kind = Cold::Kind::kAlone,
+                   .from = miss,
+                   .back = out_.size(),
+                   .forget = first,
+                   .slot = plan.slot,
+                   .page_offset = static_cast<std::uint32_t>(offset_),
+                   .size = static_cast<std::uint8_t>(size),
+                   .access = static_cast<std::uint8_t>(write ? Access::kWrite : Access::kRead),
+                   .next_mark = starts_.size()});
+}
+
+// A push is under way: kAddress is where it goes, looked up.
+void BlockEmitter::begin_push(bool push_planned) {
+  out_.lea(kAddress, home_of(kRsp), -8);
+  if (push_planned) {
+    access(8, true);
+  } else {
+    probe(8, true);
+  }
+}
+
+void BlockEmitter::push_temp_at_probe() {
+  out_.store_guest(kAddress, kAddend, kTemp);
+  out_.lea(home_of(kRsp), home_of(kRsp), -8);
+}
+
+}  // namespace wisp::soft
