@@ -39,6 +39,7 @@ struct Trampolines {
 // or kHostFault + vector where the host's processor raised an exception in it (see host_faults.h).
 inline std::uint64_t enter_code(const Trampolines& trampolines, Cpu& cpu, const std::uint8_t* code) {
   using Enter = std::uint64_t (*)(Cpu*, const std::uint8_t*);
+  // Addresses of generated code come as numbers. NOLINTNEXTLINE(performance-no-int-to-ptr)
   return reinterpret_cast<Enter>(reinterpret_cast<std::uintptr_t>(trampolines.enter))(&cpu, code);
 }
 

@@ -78,6 +78,7 @@ const std::uint8_t* TranslatedRunner::entry_at(std::uint64_t linear) {
   JumpBank& jumps = cpu.jumps[bank];
   const std::size_t index = jump_index(linear);
   if (jumps.tag[index] == -linear) [[likely]] {
+    // Addresses of generated code come as numbers. NOLINTNEXTLINE(performance-no-int-to-ptr)
     return reinterpret_cast<const std::uint8_t*>(jumps.code[index]);
   }
   ++statistics_.searches;

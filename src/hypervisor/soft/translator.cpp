@@ -391,6 +391,7 @@ std::optional<EmittedBlock::FaultSite> Translator::fault_site_of(std::uint64_t h
     return std::nullopt;
   }
   const std::lock_guard lock(impl_->mutex);
+  // Addresses of generated code come as numbers. NOLINTNEXTLINE(performance-no-int-to-ptr)
   const auto* address = reinterpret_cast<const std::uint8_t*>(host);
   const Impl::Block* block = impl_->block_of(address);
   if (block == nullptr) {
