@@ -38,8 +38,7 @@ bool BlockEmitter::decode_block(std::uint32_t page_offset) {
       insns_.pop_back();
       break;
     }
-    const bool conditional = insn.op == Op::kJumpIf || insn.op == Op::kLoop || insn.op == Op::kJumpRcxZero;
-    if (ends_straight_line(insn.op) || (count_ && conditional)) {
+    if (ends_straight_line(insn.op) || (count_ && is_conditional(insn.op))) {
       break;
     }
     offset += insn.length;

@@ -137,6 +137,9 @@ class BlockEmitter final {
   void read_tsc(const Insn& insn);
   // Whether nothing behind such an instruction belongs to the same block.
   [[nodiscard]] static bool ends_straight_line(Op op);
+  [[nodiscard]] static bool is_conditional(Op op) {
+    return op == Op::kJumpIf || op == Op::kLoop || op == Op::kJumpRcxZero;
+  }
   [[nodiscard]] bool goes_on_after_next() const;
   void swap_gs();
   void move_from_segment(const Insn& insn);

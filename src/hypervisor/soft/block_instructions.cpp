@@ -549,7 +549,7 @@ bool BlockEmitter::goes_on_after_next() const {
     return false;
   }
   const Op op = insns_[next].op;
-  return !ends_straight_line(op) && op != Op::kJumpIf && op != Op::kLoop && op != Op::kJumpRcxZero;
+  return !ends_straight_line(op) && !is_conditional(op);
 }
 
 void BlockEmitter::swap_gs() {

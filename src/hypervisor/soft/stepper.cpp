@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 
 #include "hypervisor/soft/fpu_environment.h"
 #include "hypervisor/soft/host_features.h"
@@ -161,8 +162,8 @@ Outcome Stepper::step() {
   return run(found->insn, &found->thunk);
 }
 
-Outcome Stepper::execute(const Insn& insn) {
-  uncached_.insn = insn;
+Outcome Stepper::execute(const std::uint8_t* decoded) {
+  std::memcpy(&uncached_.insn, decoded, sizeof uncached_.insn);
   last_ = &uncached_.insn;
   const std::uint8_t* thunk = nullptr;
   return run(uncached_.insn, &thunk);

@@ -27,7 +27,8 @@ class Stepper final {
   // Runs the instruction at cpu.rip and moves rip past it where it is done. Does not deliver faults.
   [[nodiscard]] Outcome step();
   // The same for an instruction that is already decoded and whose address is cpu.rip.
-  [[nodiscard]] Outcome execute(const Insn& insn);
+  // It is the bytes of an Insn, which need not be aligned.
+  [[nodiscard]] Outcome execute(const std::uint8_t* decoded);
   // What step() ran last.
   [[nodiscard]] const Insn& last() const { return *last_; }
 

@@ -217,10 +217,8 @@ const std::uint8_t* TranslatedRunner::special(const CallSite& site, bool vectors
     cpu.instructions_left += site.unspent;
   }
   const std::uint8_t* resume = site.access != 0 ? after(site) : nullptr;
-  Insn insn;
-  std::memcpy(&insn, after(site) + site.next, sizeof insn);
   const Before was = before();
-  return interpreted(stepper_.execute(insn), was, site, resume, vectors_away);
+  return interpreted(stepper_.execute(after(site) + site.next), was, site, resume, vectors_away);
 }
 
 const std::uint8_t* TranslatedRunner::link(const CallSite& site) {
