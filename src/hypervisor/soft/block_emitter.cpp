@@ -54,37 +54,21 @@ bool BlockEmitter::emit(std::uint32_t page_offset, EmittedBlock& block) {
   block_ = &block;
   offset_ = page_offset;
   // Outer entry: page_address from the linear address, then the inner one.
-  while ((reinterpret_cast<std::uintptr_t>(out_.here()) & 7U) != 0) {
-    out_.byte(0x90);
-  }
+  out_.align(8);
   block.outer_entry = static_cast<std::uint32_t>(out_.size());
   out_.byte(0x4d);  // lea r14, [r14 + disp32], in its long form
   out_.byte(0x8d);
   out_.byte(0xb6);
   out_.number(-static_cast<std::int32_t>(page_offset));
   out_.store(kPageAddress, kAddress);
-  out_.byte(0xeb);  // over the way out, which must be near the inner entry
-  const std::size_t over = out_.size() + 1;
-  out_.byte(0);
-  const std::size_t leave = out_.size();
-  block.way_out = static_cast<std::uint32_t>(leave);
-  out_.constant(kAddress, page_offset);
-  out_.jump(stubs_.leave_at);
-  const std::size_t too_few = count_ ? give_back_all(page_offset) : 0;
-  while ((reinterpret_cast<std::uintptr_t>(out_.here()) & 7U) != 0) {
-    out_.byte(0x90);
-  }
-  out_.place_short(over);
+  out_.align(8);
   block.inner_entry = static_cast<std::uint32_t>(out_.size());
   out_.byte(0x8b);  // mov ecx, [rsp + disp32], in its long form
   out_.byte(0x8c);
   out_.byte(0x24);
   out_.number(kRun);
-  out_.byte(0xe3);  // jrcxz leave
-  out_.byte(static_cast<std::uint8_t>(leave - (out_.size() + 1)));
-  if (count_) {
-    take_from_budget(too_few);
-  }
+  const std::size_t leave = out_.far_jump_if_temp_zero();
+  const std::size_t too_few = count_ ? take_from_budget() : 0;
 
   Flow flow = Flow::kContinue;
   while (flow == Flow::kContinue) {
@@ -107,14 +91,9 @@ bool BlockEmitter::emit(std::uint32_t page_offset, EmittedBlock& block) {
     offset_ += insn.length;
     if (check && flow == Flow::kContinue) {
       out_.load(kTemp, kNoInterruptWaits);
-      out_.byte(0xe3);  // jrcxz +2; jmp over
-      out_.byte(2);
-      out_.byte(0xeb);
-      out_.byte(0);
-      const std::size_t skip = out_.size();
-      out_.constant(kAddress, static_cast<std::uint64_t>(offset_));
-      out_.jump(stubs_.leave_at);
-      out_.place_short(skip);
+      cold_.push_back({.kind = Cold::Kind::kLeave,
+                       .from = out_.far_jump_if_temp_zero(),
+                       .page_offset = static_cast<std::uint32_t>(offset_)});
     }
   }
   block.guest_bytes = static_cast<std::uint32_t>(offset_) - page_offset;
@@ -125,30 +104,36 @@ bool BlockEmitter::emit(std::uint32_t page_offset, EmittedBlock& block) {
     out_.jump(stubs_.leave_at);
   }
   emit_cold();
+  out_.place(leave);
+  block.way_out = static_cast<std::uint32_t>(out_.size());
+  out_.constant(kAddress, page_offset);
+  out_.jump(stubs_.leave_at);
+  if (count_) {
+    out_.place(too_few);
+    give_back_all(page_offset);
+  }
+  emit_specials();
   settle_counts();
   block.size = static_cast<std::uint32_t>(out_.size());
   return !out_.full();
 }
 
 // Where instructions_left does not do for the block: gives back what was taken, and leaves for single steps.
-// Returns where that starts.
-std::size_t BlockEmitter::give_back_all(std::uint32_t page_offset) {
-  const std::size_t start = out_.size();
+void BlockEmitter::give_back_all(std::uint32_t page_offset) {
   out_.load(kTemp, kInstructionsLeft);
   lengths_.emplace_back(out_.lea_long(kTemp, kTemp), 1);
   out_.store(kInstructionsLeft, kTemp);
   out_.constant(kAddress, page_offset);
   out_.jump(stubs_.leave_to_step);
-  return start;
 }
 
-void BlockEmitter::take_from_budget(std::size_t too_few) {
+// Returns the jump of those who have not enough left.
+std::size_t BlockEmitter::take_from_budget() {
   out_.load(kTemp, kInstructionsLeft);
   lengths_.emplace_back(out_.lea_long(kTemp, kTemp), -1);
   out_.store(kInstructionsLeft, kTemp);
   out_.extract(kTemp, kTemp, offset32(offsetof(Cpu, budget_mask)));
-  out_.byte(0xe3);  // jrcxz too_few
-  out_.byte(static_cast<std::uint8_t>(too_few - (out_.size() + 1)));
+  return out_.far_jump_if_temp_zero();
 }
 
 void BlockEmitter::settle_counts() {
@@ -176,9 +161,7 @@ void BlockEmitter::call_site(std::uint32_t page_offset, std::size_t index, std::
 
 // Pads so that the displacement of the jump that follows can be replaced by one store.
 void BlockEmitter::align_jump(unsigned bytes_before_displacement) {
-  while (((reinterpret_cast<std::uintptr_t>(out_.here()) + bytes_before_displacement) & 3U) != 0) {
-    out_.byte(0x90);
-  }
+  out_.align(4, bytes_before_displacement);
 }
 
 void BlockEmitter::branch_link(std::size_t from, std::int64_t target_offset) {
@@ -202,12 +185,16 @@ void BlockEmitter::jump_to(std::int64_t target_offset, Bank bank) {
 
 // Goes on at the linear address in kAddress, as code of `bank`.
 void BlockEmitter::indirect(Bank bank) {
-  out_.extract(kAddend, kAddress, offset32(offsetof(Cpu, jump_mask)));
+  out_.rotate(kAddend, kAddress, kJumpBits);
+  out_.lea(kAddend, kAddend, kAddress, 0, 0);
+  out_.extract(kAddend, kAddend, offset32(offsetof(Cpu, jump_mask)));
   out_.load_indexed(kTemp, kAddend, jump_offset(bank, offsetof(JumpBank, tag)));
   out_.lea(kTemp, kTemp, kAddress, 0, 0);
-  const std::size_t hit = out_.jump_if_temp_zero();
-  out_.jump(stubs_.miss);
-  out_.place_short(hit);
+  if (!quick_loop_) {
+    // What remains may be any number but 1: addresses side by side have different entries.
+    out_.extract(kTemp, kTemp, offset32(offsetof(Cpu, half_mask)));
+  }
+  out_.place_at(miss_unless_zero(), stubs_.miss);
   out_.jump_indexed(kAddend, jump_offset(bank, offsetof(JumpBank, code)));
 }
 
@@ -218,6 +205,11 @@ void BlockEmitter::slow_call(const Cold& cold) {
             static_cast<std::int32_t>(static_cast<std::int64_t>(starts_[cold.next_mark]) - here));
 }
 
+// To an earlier place of the block.
+void BlockEmitter::jump_back(std::size_t place) {
+  out_.jump(out_.here() - (out_.size() - place));
+}
+
 void BlockEmitter::emit_cold() {
   for (std::size_t i = 0; i < cold_.size(); ++i) {
     const Cold cold = cold_[i];
@@ -225,22 +217,20 @@ void BlockEmitter::emit_cold() {
     switch (cold.kind) {
       case Cold::Kind::kSlow:
         slow_call(cold);
-        out_.jump(out_.here() +
-                  (static_cast<std::int64_t>(cold.back) - static_cast<std::int64_t>(out_.size())));
+        jump_back(cold.back);
         break;
       case Cold::Kind::kAlone: {
         if (cold.forget) {
           out_.store_constant(shared_addend(cold.slot), 0);
         }
-        const auto retry = static_cast<std::int64_t>(out_.size());
-        const std::size_t hit =
-            compare_tag(mode_.bank, 0, cold.size, cold.access == static_cast<std::uint8_t>(Access::kWrite));
+        const std::size_t retry = out_.size();
+        compare_tag(mode_.bank, 0, cold.size, cold.access == static_cast<std::uint8_t>(Access::kWrite));
+        const std::size_t hit = out_.jump_if_temp_zero();
         slow_call(cold);
-        out_.jump(out_.here() + (retry - static_cast<std::int64_t>(out_.size())));
+        jump_back(retry);
         out_.place_short(hit);
         out_.load_indexed(kAddend, kAddend, tlb_offset(mode_.bank, offsetof(TlbBank, addend)));
-        out_.jump(out_.here() +
-                  (static_cast<std::int64_t>(cold.back) - static_cast<std::int64_t>(out_.size())));
+        jump_back(cold.back);
         break;
       }
       case Cold::Kind::kLink: {
@@ -255,8 +245,23 @@ void BlockEmitter::emit_cold() {
         out_.lea(kAddress, kAddress, static_cast<std::int32_t>(cold.target));
         indirect();
         break;
+      case Cold::Kind::kLeave:
+        out_.constant(kAddress, cold.page_offset);
+        out_.jump(stubs_.leave_at);
+        break;
+      case Cold::Kind::kVectors:
+        out_.call(stubs_.trampolines.load_vectors);
+        jump_back(cold.back);
+        break;
+      case Cold::Kind::kSpecial:
+        special(insns_[cold.next_mark - 1], cold.page_offset, cold.next_mark - 1);
+        jump_back(cold.back);
+        break;
     }
   }
+}
+
+void BlockEmitter::emit_specials() {
   for (const auto& [site, insn] : specials_) {
     out_.place(site);
     out_.number(insn);

@@ -87,9 +87,16 @@ class BlockEmitter final {
   // `fetch(page_offset)` gives the bytes of the page from there, watched for writes, at most 15.
   using Fetch = std::span<const std::uint8_t> (*)(void* context, std::uint32_t page_offset);
   // `count`: blocks take their instructions off cpu.instructions_left, and are not begun where that is less.
-  BlockEmitter(Emitter& out, const Stubs& stubs, const BlockMode& mode, bool count, Fetch fetch,
-               void* context)
-      : out_(out), stubs_(stubs), mode_(mode), count_(count), fetch_(fetch), context_(context) {}
+  // `quick_loop`: as in HostFeatures.
+  BlockEmitter(Emitter& out, const Stubs& stubs, const BlockMode& mode, bool count, bool quick_loop,
+               Fetch fetch, void* context)
+      : out_(out),
+        stubs_(stubs),
+        mode_(mode),
+        count_(count),
+        quick_loop_(quick_loop),
+        fetch_(fetch),
+        context_(context) {}
 
   // Emits the block that starts at `page_offset`. False: not even its first instruction can be translated
   // (it goes on in the next page), or the room is too small (out.full()).
@@ -102,16 +109,24 @@ class BlockEmitter final {
   enum class Flow : std::uint8_t { kContinue, kEnd };
   // Code that stands behind the block, out of the way.
   struct Cold {
-    enum class Kind : std::uint8_t { kSlow, kAlone, kLink, kFarJump } kind = Kind::kSlow;
+    enum class Kind : std::uint8_t {
+      kSlow,
+      kAlone,
+      kLink,
+      kFarJump,
+      kLeave,
+      kVectors,
+      kSpecial
+    } kind = Kind::kSlow;
     std::size_t from = 0;  // the jump that leads here (what place() takes)
-    std::size_t back = 0;  // kSlow: where to try again; kAlone: where to go on
+    std::size_t back = 0;  // kSlow: where to try again; others: where to go on
     bool forget = false;   // kAlone: what `slot` holds
     std::uint8_t slot = 0;
     std::uint32_t page_offset = 0;
     std::int64_t target = 0;  // kFarJump: relative to the page
     std::uint8_t size = 0;
     std::uint8_t access = 0;
-    std::size_t next_mark = 0;  // kSlow, kAlone: index of the guest instruction's successor
+    std::size_t next_mark = 0;  // index of the guest instruction's successor
   };
 
   Flow instruction(const Insn& insn);
@@ -119,13 +134,18 @@ class BlockEmitter final {
   void address(const Insn& insn);
   void access(std::uint32_t size, bool write);
   void probe(std::uint32_t size, bool write);
-  [[nodiscard]] std::size_t compare_tag(Bank bank, std::uint32_t before, std::uint32_t size, bool write);
+  void compare_tag(Bank bank, std::uint32_t before, std::uint32_t size, bool write);
+  [[nodiscard]] std::size_t miss_unless_zero();
+  void jump_back(std::size_t place);
   void slow_call(const Cold& cold);
   [[nodiscard]] bool decode_block(std::uint32_t page_offset);
   void native(const Insn& insn);
   void lea(const Insn& insn);
   void need_vectors();
-  void special(const Insn& insn);
+  void special(const Insn& insn) {
+    special(insn, static_cast<std::uint32_t>(offset_), block_->instructions - 1);
+  }
+  void special(const Insn& insn, std::uint32_t page_offset, std::size_t index);
   void push_temp_at_probe();
   void begin_push(bool push_planned = true);
   void conditional(const Insn& insn);
@@ -148,10 +168,11 @@ class BlockEmitter final {
   void call_site(std::uint32_t page_offset, std::size_t index, std::uint8_t size, std::uint8_t access,
                  std::int32_t next);
   void settle_counts();
-  void take_from_budget(std::size_t too_few);
-  std::size_t give_back_all(std::uint32_t page_offset);
+  [[nodiscard]] std::size_t take_from_budget();
+  void give_back_all(std::uint32_t page_offset);
   void align_jump(unsigned bytes_before_displacement);
   void emit_cold();
+  void emit_specials();
   [[nodiscard]] bool vector_possible(VectorUse use) const;
   [[nodiscard]] std::int64_t next_offset(const Insn& insn) const { return offset_ + insn.length; }
   [[nodiscard]] std::int64_t branch_target(const Insn& insn) const {
@@ -162,6 +183,7 @@ class BlockEmitter final {
   const Stubs& stubs_;
   const BlockMode mode_;
   const bool count_;
+  const bool quick_loop_;
   Fetch fetch_;
   void* context_;
   std::int64_t offset_ = 0;  // of the present instruction in its page

@@ -84,10 +84,9 @@ void BlockEmitter::need_vectors() {
     return;
   }
   vectors_here_ = true;
-  out_.load(kTemp, offset32(offsetof(Cpu, vectors_away)));
-  const std::size_t here = out_.jump_if_temp_zero();
-  out_.call(stubs_.trampolines.load_vectors);
-  out_.place_short(here);
+  out_.load(kTemp, offset32(offsetof(Cpu, vectors_here)));
+  const std::size_t away = out_.far_jump_if_temp_zero();
+  cold_.push_back({.kind = Cold::Kind::kVectors, .from = away, .back = out_.size()});
 }
 
 void BlockEmitter::native(const Insn& insn) {
@@ -138,10 +137,9 @@ void BlockEmitter::lea(const Insn& insn) {
   }
 }
 
-void BlockEmitter::special(const Insn& insn) {
+void BlockEmitter::special(const Insn& insn, std::uint32_t page_offset, std::size_t index) {
   out_.call(stubs_.special);
-  call_site(static_cast<std::uint32_t>(offset_), block_->instructions - 1, insn.length,
-            keeps_flow(insn) ? 1 : 0, 0);
+  call_site(page_offset, index, insn.length, keeps_flow(insn) ? 1 : 0, 0);
   specials_.emplace_back(out_.size(), insn);
 }
 
@@ -302,9 +300,12 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
       // Set only for a few instructions now and then.
       out_.load(kTemp, kOtherFlags);
       out_.extract(kTemp, kTemp, offset32(offsetof(Cpu, direction_mask)));
-      const std::size_t clear = out_.jump_if_temp_zero();
-      special(insn);
-      out_.place_short(clear);
+      const std::size_t set = miss_unless_zero();
+      cold_.push_back({.kind = Cold::Kind::kSpecial,
+                       .from = set,
+                       .back = out_.size(),
+                       .page_offset = static_cast<std::uint32_t>(offset_),
+                       .next_mark = block_->instructions});
       return Flow::kContinue;
     }
     case Op::kMoveFromSegment:

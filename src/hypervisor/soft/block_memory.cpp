@@ -44,9 +44,9 @@ void BlockEmitter::address(const Insn& insn) {
   }
 }
 
-// Jumps where the `size` bytes from `before` bytes before kAddress lie in a page that the in-line TLB has;
-// kAddend is that entry's number then. Flags stay.
-std::size_t BlockEmitter::compare_tag(Bank bank, std::uint32_t before, std::uint32_t size, bool write) {
+// Makes kTemp 0 where the `size` bytes from `before` bytes before kAddress lie in a page that the in-line TLB
+// has; kAddend is that entry's number then. Flags stay.
+void BlockEmitter::compare_tag(Bank bank, std::uint32_t before, std::uint32_t size, bool write) {
   HostReg from = kAddress;
   if (before != 0) {
     out_.lea(kAddend, kAddress, -static_cast<std::int32_t>(before));
@@ -58,15 +58,26 @@ std::size_t BlockEmitter::compare_tag(Bank bank, std::uint32_t before, std::uint
   out_.lea(kTemp, kTemp, kAddress, 0,
            static_cast<std::int32_t>(size) - 1 - static_cast<std::int32_t>(before));
   out_.extract(kTemp, kTemp, offset32(offsetof(Cpu, page_mask)));
-  return out_.jump_if_temp_zero();
+}
+
+// Jumps to a place set later where kTemp, less than 1 << 63, is not 0. Where it is 0 no jump is taken: most
+// code of a kernel runs seldom, and is slow where each of its memory accesses is a jump that the host's
+// processor foresees no more. Flags stay, and so there is no comparison but with LOOP and JRCXZ.
+std::size_t BlockEmitter::miss_unless_zero() {
+  if (quick_loop_) {
+    out_.lea(kTemp, kTemp, 1);
+    return out_.far_jump_unless_temp_one();
+  }
+  out_.lea(kTemp, kTemp, -1);
+  out_.extract(kTemp, kTemp, offset32(offsetof(Cpu, sign_mask)));
+  return out_.far_jump_if_temp_zero();
 }
 
 // Looks kAddress up; kAddend becomes what makes a host address of it. Flags stay.
 void BlockEmitter::probe(std::uint32_t size, bool write) {
   const std::size_t retry = out_.size();
-  const std::size_t hit = compare_tag(mode_.bank, 0, size, write);
-  const std::size_t miss = out_.jump_later();
-  out_.place_short(hit);
+  compare_tag(mode_.bank, 0, size, write);
+  const std::size_t miss = miss_unless_zero();
   out_.load_indexed(kAddend, kAddend, tlb_offset(mode_.bank, offsetof(TlbBank, addend)));
   cold_.push_back({.kind = Cold::Kind::kSlow,
                    .from = miss,
@@ -88,20 +99,13 @@ void BlockEmitter::access(std::uint32_t size, bool write) {
   std::size_t miss = 0;
   const bool first = plan.kind == PlannedAccess::Kind::kFirst;
   if (first) {
-    const std::size_t hit = compare_tag(mode_.bank, plan.before, plan.length, plan.write);
-    miss = out_.jump_later();
-    out_.place_short(hit);
+    compare_tag(mode_.bank, plan.before, plan.length, plan.write);
+    miss = miss_unless_zero();
     out_.load_indexed(kAddend, kAddend, tlb_offset(mode_.bank, offsetof(TlbBank, addend)));
     out_.store(slot, kAddend);
   } else {
     out_.load(kTemp, slot);
-    const std::size_t none = out_.jump_if_temp_zero();
-    out_.byte(0xeb);
-    out_.byte(0);
-    const std::size_t over = out_.size();
-    out_.place_short(none);
-    miss = out_.jump_later();
-    out_.place_short(over);
+    miss = out_.far_jump_if_temp_zero();
     out_.move(kAddend, kTemp);
   }
   cold_.push_back({.kind = Cold::Kind::kAlone,

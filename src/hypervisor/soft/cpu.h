@@ -5,6 +5,7 @@
 
 #include <array>
 #include <atomic>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -155,14 +156,16 @@ enum Bank : std::uint8_t { kUserBank, kSupervisorBank, kSupervisorAcBank };
 
 // From the linear address of code to its translation, for jumps whose target is not known beforehand.
 inline constexpr std::size_t kJumpEntries = 16384;
-inline constexpr std::uint64_t kJumpMask = (kJumpEntries - 1)
-                                           << 2;  // the bits of an address that number its entry
+// The entry of an address: this many bits of the sum of it and of its upper bits.
+inline constexpr unsigned kJumpBits = 14;
+static_assert(kJumpEntries == std::size_t{1} << kJumpBits);
 [[nodiscard]] constexpr std::size_t jump_index(std::uint64_t linear) {
-  return (linear & kJumpMask) >> 2;
+  return (linear + std::rotr(linear, kJumpBits)) % kJumpEntries;
 }
-// A tag that no address of this entry matches.
+// A tag that no address of this entry matches, nor is it one less than one that does
+// (BlockEmitter::indirect()).
 [[nodiscard]] constexpr std::uint64_t no_jump(std::size_t index) {
-  return -(((index + 1) % kJumpEntries) << 2);
+  return -static_cast<std::uint64_t>((index + kJumpEntries / 2) % kJumpEntries);
 }
 struct JumpBank {
   std::array<std::uint64_t, kJumpEntries> tag;   // negated linear address of the instruction
@@ -183,11 +186,13 @@ struct alignas(4096) Cpu {
   std::atomic<std::uint64_t> run = 1;        // 0: leave translated code at the next block (any thread clears)
   std::uint64_t no_interrupt_waits = 1;      // 0: an interrupt waits for IF
   std::uint64_t page_address = 0;            // translated code: linear address of the page it runs in
-  std::uint64_t vectors_away = 1;            // 0: the host's vector registers hold the guest's
+  std::uint64_t vectors_here = 0;            // 1: the host's vector registers hold the guest's
   std::uint64_t tlb_mask = (kTlbEntries - 1) << 12;  // constants for translated code
   std::uint64_t page_mask = ~0xfffULL;
   std::uint64_t direction_mask = flag::kDf;
-  std::uint64_t jump_mask = kJumpMask;
+  std::uint64_t jump_mask = kJumpEntries - 1;
+  std::uint64_t half_mask = ~1ULL;
+  std::uint64_t sign_mask = 1ULL << 63;
   std::uint64_t scratch[4] = {};
   std::uint64_t shared_addends[4] = {};  // translated code, inside one block: see access_plan.h; 0: none
   std::uint64_t host_rsp = 0;

@@ -236,6 +236,12 @@ class Emitter final {
     byte(0);
     return size();
   }
+  // jrcxz, to anywhere, a place that is set later. It goes by a jump inside of a long NOP behind it: where it
+  // is not taken, none of the code that runs is a jump taken, and none needs room where the host's processor
+  // remembers those.
+  [[nodiscard]] std::size_t far_jump_if_temp_zero() { return far_jump_on_temp(0xe3); }
+  // The same where kTemp is not 1, which is lost.
+  [[nodiscard]] std::size_t far_jump_unless_temp_one() { return far_jump_on_temp(0xe2); }  // loop
   // jrcxz +disp8, set later.
   [[nodiscard]] std::size_t jump_if_temp_zero() {
     byte(0xe3);
@@ -248,6 +254,10 @@ class Emitter final {
       const auto distance = static_cast<std::int32_t>(size() - after_displacement);
       std::memcpy(start_ + after_displacement - 4, &distance, 4);
     }
+  }
+  // It is `target`, elsewhere in code memory.
+  void place_at(std::size_t after_displacement, const std::uint8_t* target) {
+    patch(after_displacement - 4, static_cast<std::int32_t>(target - (run_ + after_displacement)));
   }
   // lea to, [base + disp32]; returns where the displacement stands, which patch() sets later.
   [[nodiscard]] std::size_t lea_long(HostReg to, HostReg base) {
@@ -266,6 +276,24 @@ class Emitter final {
   void place_short(std::size_t after_displacement) {
     if (!full_) {
       start_[after_displacement - 1] = static_cast<std::uint8_t>(size() - after_displacement);
+    }
+  }
+
+  // Pads with NOPs, few of them, until `ahead` bytes further on the address is divisible by `alignment` (8 at
+  // most).
+  void align(unsigned alignment, unsigned ahead = 0) {
+    static constexpr std::array<std::array<std::uint8_t, 7>, 8> kNops{
+        {{},
+         {0x90},
+         {0x66, 0x90},
+         {0x0f, 0x1f, 0x00},
+         {0x0f, 0x1f, 0x40, 0x00},
+         {0x0f, 0x1f, 0x44, 0x00, 0x00},
+         {0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00},
+         {0x0f, 0x1f, 0x80, 0x00, 0x00, 0x00, 0x00}}};
+    const std::size_t padding = -(reinterpret_cast<std::uintptr_t>(here()) + ahead) & (alignment - 1);
+    for (std::size_t i = 0; i < padding; ++i) {
+      byte(kNops[padding][i]);
     }
   }
 
@@ -304,6 +332,14 @@ class Emitter final {
   [[nodiscard]] static constexpr bool high(HostReg reg) { return static_cast<unsigned>(reg) >= 8; }
 
  private:
+  [[nodiscard]] std::size_t far_jump_on_temp(unsigned opcode) {
+    byte(opcode);
+    byte(3);
+    byte(0x0f);  // nop [rcx + rbp * 8 + disp32], whose last five bytes are the jump
+    byte(0x1f);
+    byte(0x84);
+    return jump_later();
+  }
   void state_op(unsigned opcode, HostReg reg, std::int32_t offset, bool wide) {
     rex(wide, reg, HostReg::kRsp);
     byte(opcode);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 namespace wisp::soft {
@@ -22,6 +23,9 @@ struct ExecutionOptions {
   std::string state_log = {};
   std::uint64_t state_log_every = 1'000'000;
   std::uint64_t state_log_from = 0;
+  // What translated code compares with; empty: what this host's processor is quicker at
+  // (HostFeatures::quick_loop).
+  std::optional<bool> quick_loop = {};
   // Say at the end of the VM what the executors did.
   bool statistics = false;
 };

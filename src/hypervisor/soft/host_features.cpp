@@ -12,12 +12,17 @@ std::uint64_t read_xcr0() {
   return std::uint64_t{high} << 32 | low;
 }
 
+constexpr std::uint32_t kHygon = 0x6f677948;  // "Hygo", whose processors are AMD's in this
+
 HostFeatures detect() {
   HostFeatures found;
   std::uint32_t eax = 0;
   std::uint32_t ebx = 0;
   std::uint32_t ecx = 0;
   std::uint32_t edx = 0;
+  if (__get_cpuid(0, &eax, &ebx, &ecx, &edx) != 0) {
+    found.quick_loop = (ebx == signature_AMD_ebx && ecx == signature_AMD_ecx) || ebx == kHygon;
+  }
   const auto set = [&found](Feature feature, bool there) {
     found.present |= there ? 1U << static_cast<unsigned>(feature) : 0U;
   };

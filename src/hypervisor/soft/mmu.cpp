@@ -412,7 +412,8 @@ void Mmu::flush_page(std::uint64_t linear) {
     // The entries of one page stand side by side.
     const std::size_t first = jump_index(linear & ~kPageOffset);
     for (JumpBank& bank : cpu_.jumps) {
-      for (std::size_t i = first; i < first + kPageSize / 4; ++i) {
+      for (std::size_t offset = 0; offset < kPageSize; ++offset) {
+        const std::size_t i = (first + offset) % kJumpEntries;
         if ((-bank.tag[i]) >> 12 == page) {
           bank.tag[i] = no_jump(i);
         }

@@ -136,10 +136,10 @@ class Mmu final {
   [[nodiscard]] static std::size_t large_slot(std::uint64_t linear, unsigned shift) {
     return (linear >> shift) * 0x9e3779b97f4a7c15ULL >> 52;
   }
-  std::bitset<4096> large_;       // 2 MiB regions (hashed) of which large pages were cached
-  std::bitset<4096> huge_;        // the same for pages of 1 GiB
-  std::bitset<4096> jump_pages_;  // pages (hashed) with jump entries
-  Translation pinned_{};          // the last pin() for writing
+  std::bitset<4096> large_;        // 2 MiB regions (hashed) of which large pages were cached
+  std::bitset<4096> huge_;         // the same for pages of 1 GiB
+  std::bitset<65536> jump_pages_;  // pages (by the end of their numbers) with jump entries
+  Translation pinned_{};           // the last pin() for writing
   std::uint64_t pinned_page_ = ~0ULL;
 };
 

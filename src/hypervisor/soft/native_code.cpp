@@ -292,7 +292,7 @@ class NativeEmitter final {
 };
 
 constexpr std::int32_t kVectors = offset32(offsetof(Cpu, vectors));
-constexpr std::int32_t kVectorsAway = offset32(offsetof(Cpu, vectors_away));
+constexpr std::int32_t kVectorsHere = offset32(offsetof(Cpu, vectors_here));
 constexpr std::int32_t kArithmetic = offset32(offsetof(Cpu, arithmetic_flags));
 constexpr std::int32_t kHostRsp = offset32(offsetof(Cpu, host_rsp));
 constexpr std::int32_t kScratch = offset32(offsetof(Cpu, scratch));
@@ -383,12 +383,12 @@ Trampolines emit_trampolines(Emitter& out) {
   made.spill = out.here();
   move_registers(out, false, kReturn);
   store_flags(out, kReturn);
-  out.byte(0x80);  // cmp byte [vectors_away], 0
-  out.memory(7, HostReg::kRsp, kVectorsAway + kReturn);
+  out.byte(0x80);  // cmp byte [vectors_here], 0
+  out.memory(7, HostReg::kRsp, kVectorsHere + kReturn);
   out.byte(0);
-  const std::size_t away = out.jump_if_later_short(5);
+  const std::size_t away = out.jump_if_later_short(4);
   move_vectors(out, false, kReturn);
-  out.store_constant(kVectorsAway + kReturn, 1);
+  out.store_constant(kVectorsHere + kReturn, 0);
   host_vector_state(out, kReturn);
   out.place_short(away);
   out.byte(0xc3);
@@ -404,7 +404,7 @@ Trampolines emit_trampolines(Emitter& out) {
   move_vectors(out, true, kReturn);
   out.move(HostReg::kRax, kAddress);
   out.move(HostReg::kRdx, kAddend);
-  out.store_constant(kVectorsAway + kReturn, 0);
+  out.store_constant(kVectorsHere + kReturn, 1);
   out.byte(0xc3);
 
   made.save_vectors = out.here();
@@ -413,7 +413,7 @@ Trampolines emit_trampolines(Emitter& out) {
   move_vectors(out, false, kReturn);
   out.move(HostReg::kRax, kAddress);
   out.move(HostReg::kRdx, kAddend);
-  out.store_constant(kVectorsAway + kReturn, 1);
+  out.store_constant(kVectorsHere + kReturn, 0);
   host_vector_state(out, kReturn);
   out.byte(0xc3);
 

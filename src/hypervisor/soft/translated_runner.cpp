@@ -166,7 +166,7 @@ TranslatedRunner::Before TranslatedRunner::before() {
 }
 
 const std::uint8_t* TranslatedRunner::interpreted(Outcome outcome, const Before& before, const CallSite& site,
-                                                  const std::uint8_t* resume, bool vectors_away) {
+                                                  const std::uint8_t* resume, bool vectors_here) {
   Cpu& cpu = core_.cpu;
   if (outcome != Outcome::kNext && outcome != Outcome::kJump) {
     return leave(outcome);
@@ -183,21 +183,21 @@ const std::uint8_t* TranslatedRunner::interpreted(Outcome outcome, const Before&
       }
       cpu.instructions_left -= rest;
     }
-    cpu.scratch[2] = vectors_away ? 1 : 0;
+    cpu.scratch[2] = vectors_here ? 1 : 0;
     std::ranges::fill(cpu.shared_addends, 0);  // what was looked up before may have changed
     return resume;
   }
   return go_on();
 }
 
-const std::uint8_t* TranslatedRunner::slow(const CallSite& site, std::uint64_t linear, bool vectors_away) {
+const std::uint8_t* TranslatedRunner::slow(const CallSite& site, std::uint64_t linear, bool vectors_here) {
   Cpu& cpu = core_.cpu;
   cpu.rip = cpu.page_address + site.page_offset;
   if (core_.mmu.fill(linear, site.size, static_cast<Access>(site.access)) &&
       translator_.generation() == generation_) {
     ++statistics_.filled;
     cpu.scratch[1] = linear;
-    cpu.scratch[2] = vectors_away ? 1 : 0;
+    cpu.scratch[2] = vectors_here ? 1 : 0;
     return after(site);
   }
   ++statistics_.slow_accesses;
@@ -206,10 +206,10 @@ const std::uint8_t* TranslatedRunner::slow(const CallSite& site, std::uint64_t l
   }
   const auto* resume = reinterpret_cast<const std::uint8_t*>(&site) + site.next;
   const Before was = before();
-  return interpreted(stepper_.step(), was, site, resume, vectors_away);
+  return interpreted(stepper_.step(), was, site, resume, vectors_here);
 }
 
-const std::uint8_t* TranslatedRunner::special(const CallSite& site, bool vectors_away) {
+const std::uint8_t* TranslatedRunner::special(const CallSite& site, bool vectors_here) {
   Cpu& cpu = core_.cpu;
   cpu.rip = cpu.page_address + site.page_offset;
   ++statistics_.specials;
@@ -218,7 +218,7 @@ const std::uint8_t* TranslatedRunner::special(const CallSite& site, bool vectors
   }
   const std::uint8_t* resume = site.access != 0 ? after(site) : nullptr;
   const Before was = before();
-  return interpreted(stepper_.execute(after(site) + site.next), was, site, resume, vectors_away);
+  return interpreted(stepper_.execute(after(site) + site.next), was, site, resume, vectors_here);
 }
 
 const std::uint8_t* TranslatedRunner::link(const CallSite& site) {
@@ -251,23 +251,23 @@ const std::uint8_t* TranslatedRunner::miss(std::uint64_t linear) {
 }
 
 const std::uint8_t* RunnerCalls::slow(Cpu* cpu, const CallSite* site, std::uint64_t linear,
-                                      std::uint64_t vectors_away) {
-  cpu->scratch[2] = 1;
-  return runner_of(cpu).slow(*site, linear, vectors_away != 0);
+                                      std::uint64_t vectors_here) {
+  cpu->scratch[2] = 0;
+  return runner_of(cpu).slow(*site, linear, vectors_here != 0);
 }
 const std::uint8_t* RunnerCalls::special(Cpu* cpu, const CallSite* site, std::uint64_t /*linear*/,
-                                         std::uint64_t vectors_away) {
-  cpu->scratch[2] = 1;
-  return runner_of(cpu).special(*site, vectors_away != 0);
+                                         std::uint64_t vectors_here) {
+  cpu->scratch[2] = 0;
+  return runner_of(cpu).special(*site, vectors_here != 0);
 }
 const std::uint8_t* RunnerCalls::link(Cpu* cpu, const CallSite* site, std::uint64_t /*linear*/,
-                                      std::uint64_t /*vectors_away*/) {
-  cpu->scratch[2] = 1;
+                                      std::uint64_t /*vectors_here*/) {
+  cpu->scratch[2] = 0;
   return runner_of(cpu).link(*site);
 }
 const std::uint8_t* RunnerCalls::miss(Cpu* cpu, const CallSite* /*site*/, std::uint64_t linear,
-                                      std::uint64_t /*vectors_away*/) {
-  cpu->scratch[2] = 1;
+                                      std::uint64_t /*vectors_here*/) {
+  cpu->scratch[2] = 0;
   return runner_of(cpu).miss(linear);
 }
 

@@ -44,7 +44,7 @@ const std::uint8_t* emit_call_stub(Emitter& out, const Trampolines& trampolines,
     out.byte(0x59);  // pop rcx
     out.store(kScratch, kTemp);
   }
-  out.load(kAddend, offset32(offsetof(Cpu, vectors_away)));
+  out.load(kAddend, offset32(offsetof(Cpu, vectors_here)));
   out.call(trampolines.spill);
   out.move(HostReg::kRdi, HostReg::kRsp);
   out.load(HostReg::kRsi, kScratch);
@@ -60,13 +60,9 @@ const std::uint8_t* emit_call_stub(Emitter& out, const Trampolines& trampolines,
   out.byte(0x24);
   out.store(kScratch, HostReg::kRax);
   out.load(kTemp, kScratch + 16);
-  out.byte(0xe3);  // jrcxz +2; jmp over
-  out.byte(2);
-  out.byte(0xeb);
-  out.byte(0);
-  const std::size_t over = out.size();
+  const std::size_t away = out.jump_if_temp_zero();
   out.call(trampolines.load_vectors);
-  out.place_short(over);
+  out.place_short(away);
   out.load(kAddress, kScratch + 8);
   out.call(trampolines.reload);
   out.byte(0xff);  // jmp [rsp + scratch]
@@ -117,7 +113,10 @@ struct Translator::Impl {
   static constexpr std::size_t kQuick = 1U << 15;
   static std::size_t quick_index(std::uint64_t key) { return (key * 0x9e3779b97f4a7c15ULL) >> 49; }
 
-  Impl(SharedCode& shared_code, CodeMemory memory) : shared(shared_code), code(std::move(memory)) {}
+  Impl(SharedCode& shared_code, CodeMemory memory)
+      : shared(shared_code),
+        code(std::move(memory)),
+        quick_loop(shared_code.options().quick_loop.value_or(host_features().quick_loop)) {}
 
   static std::uint64_t key_of(std::uint64_t gpa, const BlockMode& mode) { return gpa << 6 | mode.key(); }
   [[nodiscard]] Block* translate(const Translation& where, const BlockMode& mode, Cpu& cpu, Mmu& mmu);
@@ -133,6 +132,7 @@ struct Translator::Impl {
 
   SharedCode& shared;
   CodeMemory code;
+  const bool quick_loop;
   Stubs stubs{};
   std::optional<HostFaultGuard> guard;
   mutable std::mutex mutex;
@@ -278,7 +278,7 @@ Translator::Impl::Block* Translator::Impl::translate(const Translation& where, c
         code.prepare(used + BlockEmitter::kRoom);
         Emitter out(code.writable() + used, code.executable() + used, BlockEmitter::kRoom);
         EmittedBlock emitted;
-        BlockEmitter emitter(out, stubs, mode, shared.options().virtual_clock, fetch, &source);
+        BlockEmitter emitter(out, stubs, mode, shared.options().virtual_clock, quick_loop, fetch, &source);
         if (!emitter.emit(offset, emitted)) {
           return nullptr;
         }

@@ -111,11 +111,11 @@ class TranslatedRunner final {
   [[nodiscard]] const std::uint8_t* entry_at(std::uint64_t linear);
   // Jump entries of blocks made for other features go.
   void follow_mode();
-  [[nodiscard]] const std::uint8_t* slow(const CallSite& site, std::uint64_t linear, bool vectors_away);
-  [[nodiscard]] const std::uint8_t* special(const CallSite& site, bool vectors_away);
+  [[nodiscard]] const std::uint8_t* slow(const CallSite& site, std::uint64_t linear, bool vectors_here);
+  [[nodiscard]] const std::uint8_t* special(const CallSite& site, bool vectors_here);
   // What follows an instruction that the interpreter ran at `rip`; `resume` is the code of the one behind it.
   [[nodiscard]] const std::uint8_t* interpreted(Outcome outcome, const Before& before, const CallSite& site,
-                                                const std::uint8_t* resume, bool vectors_away);
+                                                const std::uint8_t* resume, bool vectors_here);
   [[nodiscard]] const std::uint8_t* link(const CallSite& site);
   [[nodiscard]] const std::uint8_t* miss(std::uint64_t linear);
   [[nodiscard]] const std::uint8_t* go_on();
@@ -139,13 +139,13 @@ class TranslatedRunner final {
 // The functions that the stubs call.
 struct RunnerCalls {
   static const std::uint8_t* slow(Cpu* cpu, const CallSite* site, std::uint64_t linear,
-                                  std::uint64_t vectors_away);
+                                  std::uint64_t vectors_here);
   static const std::uint8_t* special(Cpu* cpu, const CallSite* site, std::uint64_t linear,
-                                     std::uint64_t vectors_away);
+                                     std::uint64_t vectors_here);
   static const std::uint8_t* link(Cpu* cpu, const CallSite* site, std::uint64_t linear,
-                                  std::uint64_t vectors_away);
+                                  std::uint64_t vectors_here);
   static const std::uint8_t* miss(Cpu* cpu, const CallSite* site, std::uint64_t linear,
-                                  std::uint64_t vectors_away);
+                                  std::uint64_t vectors_here);
 };
 
 }  // namespace wisp::soft

@@ -67,7 +67,7 @@ void GuestRunner::put(std::uint64_t gpa, T value) {
   std::memcpy(ram_ + gpa, &value, sizeof value);
 }
 
-GuestRunner::GuestRunner(ExecutorChoice executor)
+GuestRunner::GuestRunner(const ExecutionOptions& options)
     : environment_(std::make_unique<Quiet>()), mmio_(std::make_unique<NoMmio>()) {
   void* memory = ::mmap(nullptr, kRamSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) {
@@ -76,8 +76,7 @@ GuestRunner::GuestRunner(ExecutorChoice executor)
   ram_ = static_cast<std::uint8_t*>(memory);
   EXPECT_TRUE(space_.add_listener(&memory_));
   EXPECT_TRUE(space_.add(MemoryRegion::ram("ram", ram_, kRamSize), 0));
-  auto code = make_shared_code(memory_, {.flush_inline = [](Cpu*) {}, .revoke_writes = [](Cpu*) {}},
-                               {.executor = executor});
+  auto code = make_shared_code(memory_, {.flush_inline = [](Cpu*) {}, .revoke_writes = [](Cpu*) {}}, options);
   EXPECT_TRUE(code);
   code_ = *code;
   auto processor = Processor::create(memory_, *mmio_, *environment_, code_);
@@ -173,7 +172,7 @@ void GuestRunner::reset_state(const Case& one, std::uint64_t fs_base) {
   cpu.gpr = one.gpr;
   cpu.set_rflags(one.rflags | (one.single_step ? flag::kTf : 0));
   cpu.vectors = one.vectors;
-  cpu.vectors_away = 1;
+  cpu.vectors_here = 0;
   cpu.halted = false;
   cpu.interrupt_shadow = 0;
   cpu.io.waiting = false;

@@ -18,7 +18,7 @@ namespace wisp::soft {
 
 class GuestRunner final {
  public:
-  explicit GuestRunner(ExecutorChoice executor);
+  explicit GuestRunner(const ExecutionOptions& options);
   ~GuestRunner();
   GuestRunner(const GuestRunner&) = delete;
   GuestRunner& operator=(const GuestRunner&) = delete;

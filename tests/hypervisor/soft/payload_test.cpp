@@ -44,7 +44,7 @@ class Silent final : public Environment, public EngineMmio {
 };
 
 // Two megabytes mapped one to one by 4 KiB pages: the kernel's below 1 MiB, ring 3's above.
-class Payload : public testing::TestWithParam<ExecutorChoice> {
+class Payload : public testing::TestWithParam<ExecutionOptions> {
  protected:
   static constexpr std::uint64_t kPml4 = 0x1000, kPdpt = 0x2000, kPd = 0x3000, kPt = 0x4000, kGdt = 0x8000,
                                  kIdt = 0x9000, kTss = 0xb000, kCode = 0x10000, kHandler = 0x18000,
@@ -59,8 +59,8 @@ class Payload : public testing::TestWithParam<ExecutorChoice> {
     ram_ = static_cast<std::uint8_t*>(memory);
     ASSERT_TRUE(space_.add_listener(&memory_));
     ASSERT_TRUE(space_.add(MemoryRegion::ram("ram", ram_, kRamSize), 0));
-    auto code = make_shared_code(memory_, {.flush_inline = [](Cpu*) {}, .revoke_writes = [](Cpu*) {}},
-                                 {.executor = GetParam()});
+    auto code =
+        make_shared_code(memory_, {.flush_inline = [](Cpu*) {}, .revoke_writes = [](Cpu*) {}}, GetParam());
     ASSERT_TRUE(code);
     auto processor = Processor::create(memory_, silent_, silent_, *code);
     ASSERT_TRUE(processor);
@@ -420,9 +420,13 @@ TEST_P(Payload, FaultWithoutAHandlerShutsDown) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Executors, Payload,
-                         testing::Values(ExecutorChoice::kInterpret, ExecutorChoice::kTranslate),
-                         [](const testing::TestParamInfo<ExecutorChoice>& which) {
-                           return which.param == ExecutorChoice::kInterpret ? "Interpreter" : "Translator";
+                         testing::Values(ExecutionOptions{.executor = ExecutorChoice::kInterpret},
+                                         ExecutionOptions{.quick_loop = false},
+                                         ExecutionOptions{.quick_loop = true}),
+                         [](const testing::TestParamInfo<ExecutionOptions>& which) {
+                           return which.param.executor == ExecutorChoice::kInterpret ? "Interpreter"
+                                  : which.param.quick_loop.value_or(false)           ? "TranslatorByLoop"
+                                                                                     : "Translator";
                          });
 
 }  // namespace
