@@ -1,6 +1,7 @@
 #include "hypervisor/soft/access_plan.h"
 
 #include <algorithm>
+#include <bit>
 #include <optional>
 
 namespace wisp::soft {
@@ -149,8 +150,8 @@ constexpr std::uint8_t kNoGroup = 0xff;
 }  // namespace
 
 void plan_accesses(std::span<const Insn> block, AccessPlan& plan) {
-  plan.fill({});
-  std::array<Group, kMaxBlockInstructions> groups{};
+  std::fill_n(plan.begin(), block.size(), PlannedAccess{});
+  std::array<Group, kMaxBlockInstructions> groups;  // those that there are
   std::size_t group_count = 0;
   std::array<std::uint8_t, 16> open{};  // by base register
   open.fill(kNoGroup);
@@ -191,10 +192,8 @@ void plan_accesses(std::span<const Insn> block, AccessPlan& plan) {
     if (!effect.keeps) {
       open.fill(kNoGroup);
     }
-    for (std::uint8_t reg = 0; reg < 16; ++reg) {
-      if ((effect.written & bit(reg)) != 0) {
-        open[reg] = kNoGroup;
-      }
+    for (unsigned written = effect.written; written != 0; written &= written - 1) {
+      open[static_cast<std::size_t>(std::countr_zero(written))] = kNoGroup;
     }
     rsp_change += effect.rsp_change;
   }

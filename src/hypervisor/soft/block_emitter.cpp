@@ -29,13 +29,13 @@ bool BlockEmitter::ends_straight_line(Op op) {
 }
 
 // Decodes what the block can hold at most: up to where it surely ends.
-bool BlockEmitter::decode_block(std::uint32_t page_offset) {
+void BlockEmitter::decode_block(std::uint32_t page_offset) {
   std::uint64_t offset = page_offset;
-  while (offset < kPageSize && insns_.size() < kMaxBlockInstructions) {
-    Insn& insn = insns_.emplace_back();
+  while (offset < kPageSize && scratch_.insns.size() < kMaxBlockInstructions) {
+    Insn& insn = scratch_.insns.emplace_back();
     const std::span<const std::uint8_t> bytes = fetch_(context_, static_cast<std::uint32_t>(offset));
     if (decode(bytes, CodeSize::k64, insn) != DecodeResult::kDone) {
-      insns_.pop_back();
+      scratch_.insns.pop_back();
       break;
     }
     if (ends_straight_line(insn.op) || (count_ && is_conditional(insn.op))) {
@@ -43,218 +43,217 @@ bool BlockEmitter::decode_block(std::uint32_t page_offset) {
     }
     offset += insn.length;
   }
-  plan_accesses(insns_, plan_);
-  return !insns_.empty();
+  plan_accesses(scratch_.insns, plan_);
 }
 
-bool BlockEmitter::emit(std::uint32_t page_offset, EmittedBlock& block) {
-  if (!decode_block(page_offset)) {
-    return false;
-  }
+bool BlockEmitter::emit(std::uint64_t gpa, EmittedBlock& block) {
+  const auto page_offset = static_cast<std::uint32_t>(gpa & kPageOffset);
+  page_ = gpa & ~kPageOffset;
+  decode_block(page_offset);
   block_ = &block;
   offset_ = page_offset;
   // Outer entry: page_address from the linear address, then the inner one.
-  out_.align(8);
-  block.outer_entry = static_cast<std::uint32_t>(out_.size());
-  out_.byte(0x4d);  // lea r14, [r14 + disp32], in its long form
-  out_.byte(0x8d);
-  out_.byte(0xb6);
-  out_.number(-static_cast<std::int32_t>(page_offset));
-  out_.store(kPageAddress, kAddress);
-  out_.align(8);
-  block.inner_entry = static_cast<std::uint32_t>(out_.size());
-  out_.byte(0x8b);  // mov ecx, [rsp + disp32], in its long form
-  out_.byte(0x8c);
-  out_.byte(0x24);
-  out_.number(kRun);
-  const std::size_t leave = out_.far_jump_if_temp_zero();
+  out_->align(8);
+  block.outer_entry = static_cast<std::uint32_t>(out_->size());
+  out_->byte(0x4d);  // lea r14, [r14 + disp32], in its long form
+  out_->byte(0x8d);
+  out_->byte(0xb6);
+  out_->number(-static_cast<std::int32_t>(page_offset));
+  out_->store(kPageAddress, kAddress);
+  out_->align(8);
+  block.inner_entry = static_cast<std::uint32_t>(out_->size());
+  out_->load(kTemp, kRun);  // five bytes
+  const std::size_t leave = out_->far_jump_if_temp_zero();
   const std::size_t too_few = count_ ? take_from_budget() : 0;
 
   Flow flow = Flow::kContinue;
   while (flow == Flow::kContinue) {
-    starts_.push_back(out_.size());
+    scratch_.starts.push_back(out_->size());
     if (offset_ >= static_cast<std::int64_t>(kPageSize) || block.instructions >= kMaxBlockInstructions ||
-        out_.full()) {
+        out_->full()) {
       jump_to(offset_);
       break;
     }
-    if (block.instructions == insns_.size()) {
-      // The interpreter takes it from here: it crosses into the next page, or is no instruction.
-      out_.constant(kAddress, static_cast<std::uint64_t>(offset_));
-      out_.jump(stubs_.leave_at);
+    if (block.instructions == scratch_.insns.size()) {
+      // It crosses into the next page, or is no instruction: the interpreter finds out.
+      out_->call(stubs_.special);
+      call_site(static_cast<std::uint32_t>(offset_), block.instructions, 0, 0, 0);
       break;
     }
-    const Insn& insn = insns_[block.instructions++];
+    const Insn& insn = scratch_.insns[block.instructions++];
     const bool check = check_interrupts_;
     check_interrupts_ = false;
     flow = instruction(insn);
     offset_ += insn.length;
     if (check && flow == Flow::kContinue) {
-      out_.load(kTemp, kNoInterruptWaits);
-      cold_.push_back({.kind = Cold::Kind::kLeave,
-                       .from = out_.far_jump_if_temp_zero(),
-                       .page_offset = static_cast<std::uint32_t>(offset_)});
+      out_->load(kTemp, kNoInterruptWaits);
+      scratch_.cold.push_back({.kind = ColdCode::Kind::kLeave,
+                               .from = out_->far_jump_if_temp_zero(),
+                               .page_offset = static_cast<std::uint32_t>(offset_)});
     }
   }
   block.guest_bytes = static_cast<std::uint32_t>(offset_) - page_offset;
   if (flow == Flow::kEnd) {
     // What follows the last instruction, for those that come back after it.
-    starts_.push_back(out_.size());
-    out_.constant(kAddress, static_cast<std::uint64_t>(offset_));
-    out_.jump(stubs_.leave_at);
+    scratch_.starts.push_back(out_->size());
+    out_->constant(kAddress, static_cast<std::uint64_t>(offset_));
+    out_->jump(stubs_.leave_at);
   }
+  out_ = &cold_;
   emit_cold();
-  out_.place(leave);
-  block.way_out = static_cast<std::uint32_t>(out_.size());
-  out_.constant(kAddress, page_offset);
-  out_.jump(stubs_.leave_at);
+  straight_.place_at(leave, cold_.here());
+  block.way_out = static_cast<std::uint32_t>(cold_.size());
+  cold_.constant(kAddress, page_offset);
+  cold_.jump(stubs_.leave_at);
   if (count_) {
-    out_.place(too_few);
+    straight_.place_at(too_few, cold_.here());
     give_back_all(page_offset);
   }
   emit_specials();
   settle_counts();
-  block.size = static_cast<std::uint32_t>(out_.size());
-  return !out_.full();
+  block.size = static_cast<std::uint32_t>(straight_.size());
+  block.cold_size = static_cast<std::uint32_t>(cold_.size());
+  return !straight_.full() && !cold_.full();
 }
 
 // Where instructions_left does not do for the block: gives back what was taken, and leaves for single steps.
 void BlockEmitter::give_back_all(std::uint32_t page_offset) {
-  out_.load(kTemp, kInstructionsLeft);
-  lengths_.emplace_back(out_.lea_long(kTemp, kTemp), 1);
-  out_.store(kInstructionsLeft, kTemp);
-  out_.constant(kAddress, page_offset);
-  out_.jump(stubs_.leave_to_step);
+  out_->load(kTemp, kInstructionsLeft);
+  const std::size_t place = out_->lea_long(kTemp, kTemp);
+  scratch_.lengths.push_back({{out_, place}, 1});
+  out_->store(kInstructionsLeft, kTemp);
+  out_->constant(kAddress, page_offset);
+  out_->jump(stubs_.leave_to_step);
 }
 
 // Returns the jump of those who have not enough left.
 std::size_t BlockEmitter::take_from_budget() {
-  out_.load(kTemp, kInstructionsLeft);
-  lengths_.emplace_back(out_.lea_long(kTemp, kTemp), -1);
-  out_.store(kInstructionsLeft, kTemp);
-  out_.extract(kTemp, kTemp, offset32(offsetof(Cpu, budget_mask)));
-  return out_.far_jump_if_temp_zero();
+  out_->load(kTemp, kInstructionsLeft);
+  const std::size_t place = out_->lea_long(kTemp, kTemp);
+  scratch_.lengths.push_back({{out_, place}, -1});
+  out_->store(kInstructionsLeft, kTemp);
+  out_->extract(kTemp, kTemp, offset32(offsetof(Cpu, budget_mask)));
+  return out_->far_jump_if_temp_zero();
 }
 
 void BlockEmitter::settle_counts() {
   const std::uint32_t count = block_->instructions;
-  for (const auto& [place, sign] : lengths_) {
-    out_.patch(place, sign * static_cast<std::int32_t>(count));
+  for (const auto& [place, sign] : scratch_.lengths) {
+    place.out->patch(place.at, sign * static_cast<std::int32_t>(count));
   }
-  for (const auto& [place, index] : sites_) {
-    out_.patch(place, static_cast<std::uint16_t>(count - index));
+  for (const auto& [place, index] : scratch_.sites) {
+    place.out->patch(place.at, static_cast<std::uint16_t>(count - index));
   }
-  for (EmittedBlock::FaultSite& site : block_->fault_sites) {
+  for (EmittedBlock::FaultSite& site : scratch_.fault_sites) {
     site.unspent = static_cast<std::uint16_t>(count - site.unspent);
   }
 }
 
 void BlockEmitter::call_site(std::uint32_t page_offset, std::size_t index, std::uint8_t size,
                              std::uint8_t access, std::int32_t next) {
-  out_.number(static_cast<std::uint16_t>(page_offset));
-  sites_.emplace_back(out_.size(), index);
-  out_.number(std::uint16_t{0});
-  out_.byte(size);
-  out_.byte(access);
-  out_.number(next);
+  out_->number(static_cast<std::uint16_t>(page_offset));
+  scratch_.sites.push_back({{out_, out_->size()}, index});
+  out_->number(std::uint16_t{0});
+  out_->byte(size);
+  out_->byte(access);
+  out_->number(next);
 }
 
 // Pads so that the displacement of the jump that follows can be replaced by one store.
 void BlockEmitter::align_jump(unsigned bytes_before_displacement) {
-  out_.align(4, bytes_before_displacement);
+  out_->align(4, bytes_before_displacement);
 }
 
 void BlockEmitter::branch_link(std::size_t from, std::int64_t target_offset) {
   const bool near = target_offset >= 0 && target_offset < 4096;
-  cold_.push_back({.kind = near ? Cold::Kind::kLink : Cold::Kind::kFarJump,
-                   .from = from,
-                   .page_offset = near ? static_cast<std::uint32_t>(target_offset) : 0,
-                   .target = target_offset});
+  scratch_.cold.push_back({.kind = near ? ColdCode::Kind::kLink : ColdCode::Kind::kFarJump,
+                           .from = from,
+                           .page_offset = near ? static_cast<std::uint32_t>(target_offset) : 0,
+                           .target = target_offset});
 }
 
 void BlockEmitter::jump_to(std::int64_t target_offset, Bank bank) {
   if (target_offset >= 0 && target_offset < 4096) {
     align_jump(1);
-    branch_link(out_.jump_later(), target_offset);
+    branch_link(out_->jump_later(), target_offset);
     return;
   }
-  out_.load(kAddress, kPageAddress);
-  out_.lea(kAddress, kAddress, static_cast<std::int32_t>(target_offset));
+  out_->load(kAddress, kPageAddress);
+  out_->lea(kAddress, kAddress, static_cast<std::int32_t>(target_offset));
   indirect(bank);
 }
 
 // Goes on at the linear address in kAddress, as code of `bank`.
 void BlockEmitter::indirect(Bank bank) {
-  out_.rotate(kAddend, kAddress, kJumpBits);
-  out_.lea(kAddend, kAddend, kAddress, 0, 0);
-  out_.extract(kAddend, kAddend, offset32(offsetof(Cpu, jump_mask)));
-  out_.load_indexed(kTemp, kAddend, jump_offset(bank, offsetof(JumpBank, tag)));
-  out_.lea(kTemp, kTemp, kAddress, 0, 0);
+  out_->rotate(kAddend, kAddress, kJumpBits);
+  out_->lea(kAddend, kAddend, kAddress, 0, 0);
+  out_->extract(kAddend, kAddend, offset32(offsetof(Cpu, jump_mask)));
+  out_->load_indexed(kTemp, kAddend, jump_offset(bank, offsetof(JumpBank, tag)));
+  out_->lea(kTemp, kTemp, kAddress, 0, hit_value());
   if (!quick_loop_) {
     // What remains may be any number but 1: addresses side by side have different entries.
-    out_.extract(kTemp, kTemp, offset32(offsetof(Cpu, half_mask)));
+    out_->extract(kTemp, kTemp, offset32(offsetof(Cpu, half_mask)));
   }
-  out_.place_at(miss_unless_zero(), stubs_.miss);
-  out_.jump_indexed(kAddend, jump_offset(bank, offsetof(JumpBank, code)));
+  out_->place_at(miss_unless_hit(), stubs_.miss);
+  out_->jump_indexed(kAddend, jump_offset(bank, offsetof(JumpBank, code)));
 }
 
-void BlockEmitter::slow_call(const Cold& cold) {
-  out_.call(stubs_.slow);
-  const auto here = static_cast<std::int64_t>(out_.size());
-  call_site(cold.page_offset, cold.next_mark - 1, cold.size, cold.access,
-            static_cast<std::int32_t>(static_cast<std::int64_t>(starts_[cold.next_mark]) - here));
-}
-
-// To an earlier place of the block.
-void BlockEmitter::jump_back(std::size_t place) {
-  out_.jump(out_.here() - (out_.size() - place));
+void BlockEmitter::slow_call(const ColdCode& cold) {
+  out_->call(stubs_.slow);
+  const auto next = straight_.here_at(scratch_.starts[cold.next_mark]) - out_->here();
+  call_site(cold.page_offset, cold.next_mark - 1, cold.size,
+            static_cast<std::uint8_t>(cold.access | (cold.plain_fault ? kPlainFault : 0)),
+            static_cast<std::int32_t>(next));
 }
 
 void BlockEmitter::emit_cold() {
-  for (std::size_t i = 0; i < cold_.size(); ++i) {
-    const Cold cold = cold_[i];
-    out_.place(cold.from);
+  for (std::size_t i = 0; i < scratch_.cold.size(); ++i) {
+    const ColdCode cold = scratch_.cold[i];
+    straight_.place_at(cold.from, out_->here());
     switch (cold.kind) {
-      case Cold::Kind::kSlow:
+      case ColdCode::Kind::kSlow:
         slow_call(cold);
         jump_back(cold.back);
         break;
-      case Cold::Kind::kAlone: {
+      case ColdCode::Kind::kAlone: {
         if (cold.forget) {
-          out_.store_constant(shared_addend(cold.slot), 0);
+          out_->store_constant(shared_addend(cold.slot), 0);
         }
-        const std::size_t retry = out_.size();
+        const std::uint8_t* retry = out_->here();
         compare_tag(mode_.bank, 0, cold.size, cold.access == static_cast<std::uint8_t>(Access::kWrite));
-        const std::size_t hit = out_.jump_if_temp_zero();
+        if (quick_loop_) {
+          out_->lea(kTemp, kTemp, -1);
+        }
+        const std::size_t hit = out_->jump_if_temp_zero();
         slow_call(cold);
-        jump_back(retry);
-        out_.place_short(hit);
-        out_.load_indexed(kAddend, kAddend, tlb_offset(mode_.bank, offsetof(TlbBank, addend)));
+        out_->jump(retry);
+        out_->place_short(hit);
+        out_->load_indexed(kAddend, kAddend, tlb_offset(mode_.bank, offsetof(TlbBank, addend)));
         jump_back(cold.back);
         break;
       }
-      case Cold::Kind::kLink: {
-        out_.call(stubs_.link);
-        const auto here = static_cast<std::int64_t>(out_.size());
-        call_site(cold.page_offset, block_->instructions, 0, 0,
-                  static_cast<std::int32_t>(static_cast<std::int64_t>(cold.from) - 4 - here));
+      case ColdCode::Kind::kLink: {
+        out_->call(stubs_.link);
+        const auto displacement = straight_.here_at(cold.from - 4) - out_->here();
+        call_site(cold.page_offset, block_->instructions, 0, 0, static_cast<std::int32_t>(displacement));
+        out_->number(page_);
         break;
       }
-      case Cold::Kind::kFarJump:
-        out_.load(kAddress, kPageAddress);
-        out_.lea(kAddress, kAddress, static_cast<std::int32_t>(cold.target));
+      case ColdCode::Kind::kFarJump:
+        out_->load(kAddress, kPageAddress);
+        out_->lea(kAddress, kAddress, static_cast<std::int32_t>(cold.target));
         indirect();
         break;
-      case Cold::Kind::kLeave:
-        out_.constant(kAddress, cold.page_offset);
-        out_.jump(stubs_.leave_at);
+      case ColdCode::Kind::kLeave:
+        out_->constant(kAddress, cold.page_offset);
+        out_->jump(stubs_.leave_at);
         break;
-      case Cold::Kind::kVectors:
-        out_.call(stubs_.trampolines.load_vectors);
+      case ColdCode::Kind::kVectors:
+        out_->call(stubs_.trampolines.load_vectors);
         jump_back(cold.back);
         break;
-      case Cold::Kind::kSpecial:
-        special(insns_[cold.next_mark - 1], cold.page_offset, cold.next_mark - 1);
+      case ColdCode::Kind::kSpecial:
+        special(scratch_.insns[cold.next_mark - 1], cold.page_offset, cold.next_mark - 1);
         jump_back(cold.back);
         break;
     }
@@ -262,9 +261,12 @@ void BlockEmitter::emit_cold() {
 }
 
 void BlockEmitter::emit_specials() {
-  for (const auto& [site, insn] : specials_) {
-    out_.place(site);
-    out_.number(insn);
+  for (const auto& [site, insn] : scratch_.specials) {
+    // CallSite::next is the last of it.
+    Emitter& with = site > straight_.here_at(0) && site <= straight_.here() ? straight_ : cold_;
+    with.patch(static_cast<std::size_t>(site - with.here_at(0)) - 4,
+               static_cast<std::int32_t>(out_->here() - site));
+    out_->number(insn);
   }
 }
 

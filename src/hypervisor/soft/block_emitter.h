@@ -25,11 +25,16 @@ namespace wisp::soft {
 struct __attribute__((packed)) CallSite {
   std::uint16_t page_offset;  // of the guest instruction; for links: of the target
   std::uint16_t unspent;      // where instructions are counted: those of the block from this one on
-  std::uint8_t size;          // slow accesses: bytes
-  std::uint8_t access;        // slow accesses: an Access; special instructions: whether the block may go on
-  std::int32_t next;  // from here to the code of the next instruction; links: to the jump to be patched;
-                      // special instructions: from behind the site to the decoded Insn
+  std::uint8_t size;          // slow accesses: bytes; special instructions: 0 where it is yet to be decoded
+  std::uint8_t access;  // slow accesses: an Access, and kPlainFault; special instructions: whether the block
+                        // may go on
+  std::int32_t next;  // from here to the code of the next instruction; links: to the jump to be patched, and
+                      // behind the site stands the guest's page, in 64 bits; special instructions: from
+                      // behind the site to the decoded Insn
 };
+
+// In CallSite::access: where this access meets a page fault, so does the instruction, and has done nothing.
+inline constexpr std::uint8_t kPlainFault = 0x80;
 
 // The parts of generated code that all blocks share.
 struct Stubs {
@@ -70,8 +75,10 @@ struct EmittedBlock {
   std::uint32_t instructions = 0;
   std::uint32_t outer_entry = 0;  // offsets from the start of the code
   std::uint32_t inner_entry = 0;
-  std::uint32_t way_out = 0;  // leaves with rip at the block's first instruction
-  std::uint32_t size = 0;     // of the code
+  std::uint32_t size = 0;  // of the code
+  std::uint32_t cold_size = 0;
+  std::uint32_t way_out =
+      0;  // from the start of the cold code: leaves with rip at the block's first instruction
   // Instructions in which the host's processor may raise an exception: code offset, page offset.
   struct FaultSite {
     std::uint32_t begin = 0;
@@ -79,7 +86,55 @@ struct EmittedBlock {
     std::uint16_t page_offset = 0;
     std::uint16_t unspent = 0;  // as in CallSite
   };
-  std::vector<FaultSite> fault_sites{};
+};
+
+// Code that stands behind the block, out of the way.
+struct ColdCode {
+  enum class Kind : std::uint8_t {
+    kSlow,
+    kAlone,
+    kLink,
+    kFarJump,
+    kLeave,
+    kVectors,
+    kSpecial
+  } kind = Kind::kSlow;
+  std::size_t from = 0;  // the jump that leads here (what place() takes)
+  std::size_t back = 0;  // kSlow: where to try again; others: where to go on
+  bool forget = false;   // kAlone: what `slot` holds
+  std::uint8_t slot = 0;
+  std::uint32_t page_offset = 0;
+  std::int64_t target = 0;  // kFarJump: relative to the page
+  std::uint8_t size = 0;
+  std::uint8_t access = 0;
+  bool plain_fault = false;
+  std::size_t next_mark = 0;  // index of the guest instruction's successor
+};
+
+// What the emitter works with, kept from block to block.
+struct BlockScratch {
+  std::vector<Insn> insns{};
+  std::vector<ColdCode> cold{};
+  std::vector<std::pair<const std::uint8_t*, Insn>> specials{};  // by the address behind their call sites
+  std::vector<std::size_t> starts{};                             // code offset of each guest instruction
+  // Where the code wants the block's length, which is known at its end: places of 32-bit displacements and
+  // their sign, and call sites: place of `unspent`, index of the instruction.
+  struct Place {
+    Emitter* out = nullptr;
+    std::size_t at = 0;
+  };
+  std::vector<std::pair<Place, int>> lengths{};
+  std::vector<std::pair<Place, std::size_t>> sites{};
+  std::vector<EmittedBlock::FaultSite> fault_sites{};  // a result: of the block last emitted, ascending
+  void clear() {
+    insns.clear();
+    cold.clear();
+    specials.clear();
+    starts.clear();
+    lengths.clear();
+    sites.clear();
+    fault_sites.clear();
+  }
 };
 
 class BlockEmitter final {
@@ -88,57 +143,42 @@ class BlockEmitter final {
   using Fetch = std::span<const std::uint8_t> (*)(void* context, std::uint32_t page_offset);
   // `count`: blocks take their instructions off cpu.instructions_left, and are not begun where that is less.
   // `quick_loop`: as in HostFeatures.
-  BlockEmitter(Emitter& out, const Stubs& stubs, const BlockMode& mode, bool count, bool quick_loop,
-               Fetch fetch, void* context)
-      : out_(out),
+  // `straight` is for what mostly runs, `cold` for the rest: apart, so that caches hold what runs.
+  BlockEmitter(Emitter& straight, Emitter& cold, const Stubs& stubs, const BlockMode& mode, bool count,
+               bool quick_loop, BlockScratch& scratch, Fetch fetch, void* context)
+      : straight_(straight),
+        cold_(cold),
         stubs_(stubs),
         mode_(mode),
         count_(count),
         quick_loop_(quick_loop),
+        scratch_(scratch),
         fetch_(fetch),
-        context_(context) {}
+        context_(context) {
+    scratch_.clear();
+  }
 
-  // Emits the block that starts at `page_offset`. False: not even its first instruction can be translated
-  // (it goes on in the next page), or the room is too small (out.full()).
-  [[nodiscard]] bool emit(std::uint32_t page_offset, EmittedBlock& block);
+  // Emits the block that starts at `gpa`. False: the room is too small (out.full()).
+  [[nodiscard]] bool emit(std::uint64_t gpa, EmittedBlock& block);
 
-  // More than a block ever takes.
+  // More than a block ever takes, of each.
   static constexpr std::size_t kRoom = 48U << 10;
 
  private:
   enum class Flow : std::uint8_t { kContinue, kEnd };
-  // Code that stands behind the block, out of the way.
-  struct Cold {
-    enum class Kind : std::uint8_t {
-      kSlow,
-      kAlone,
-      kLink,
-      kFarJump,
-      kLeave,
-      kVectors,
-      kSpecial
-    } kind = Kind::kSlow;
-    std::size_t from = 0;  // the jump that leads here (what place() takes)
-    std::size_t back = 0;  // kSlow: where to try again; others: where to go on
-    bool forget = false;   // kAlone: what `slot` holds
-    std::uint8_t slot = 0;
-    std::uint32_t page_offset = 0;
-    std::int64_t target = 0;  // kFarJump: relative to the page
-    std::uint8_t size = 0;
-    std::uint8_t access = 0;
-    std::size_t next_mark = 0;  // index of the guest instruction's successor
-  };
-
   Flow instruction(const Insn& insn);
   Flow control(const Insn& insn);
   void address(const Insn& insn);
   void access(std::uint32_t size, bool write);
   void probe(std::uint32_t size, bool write);
   void compare_tag(Bank bank, std::uint32_t before, std::uint32_t size, bool write);
+  // What kTemp is after a comparison that found what it looked for.
+  [[nodiscard]] std::int32_t hit_value() const { return quick_loop_ ? 1 : 0; }
+  [[nodiscard]] std::size_t miss_unless_hit();
   [[nodiscard]] std::size_t miss_unless_zero();
-  void jump_back(std::size_t place);
-  void slow_call(const Cold& cold);
-  [[nodiscard]] bool decode_block(std::uint32_t page_offset);
+  void jump_back(std::size_t place) { out_->jump(straight_.here_at(place)); }
+  void slow_call(const ColdCode& cold);
+  void decode_block(std::uint32_t page_offset);
   void native(const Insn& insn);
   void lea(const Insn& insn);
   void need_vectors();
@@ -164,6 +204,9 @@ class BlockEmitter final {
   void swap_gs();
   void move_from_segment(const Insn& insn);
   void bit_test(const Insn& insn);
+  [[nodiscard]] static bool can_repeat(const Insn& insn);
+  void repeat_string(const Insn& insn);
+  void check_run(HostReg start, unsigned scale, bool write);
   void set_ac(bool on);
   void call_site(std::uint32_t page_offset, std::size_t index, std::uint8_t size, std::uint8_t access,
                  std::int32_t next);
@@ -179,27 +222,22 @@ class BlockEmitter final {
     return next_offset(insn) + static_cast<std::int64_t>(insn.immediate);
   }
 
-  Emitter& out_;
+  Emitter& straight_;
+  Emitter& cold_;
+  Emitter* out_ = &straight_;  // where to write now
   const Stubs& stubs_;
   const BlockMode mode_;
   const bool count_;
   const bool quick_loop_;
+  BlockScratch& scratch_;
   Fetch fetch_;
   void* context_;
-  std::int64_t offset_ = 0;  // of the present instruction in its page
-  std::vector<Cold> cold_;
-  std::vector<std::pair<std::size_t, Insn>> specials_;  // by the place behind their call sites
-  std::vector<std::size_t> starts_;                     // code offset of each guest instruction
-  std::vector<std::pair<std::size_t, std::size_t>>
-      pending_next_;  // call sites that want the next one's start
+  std::uint64_t page_ = 0;   // of the guest's memory
+  std::int64_t offset_ = 0;  // of the present instruction in it
   EmittedBlock* block_ = nullptr;
-  std::vector<Insn> insns_;
-  AccessPlan plan_{};
-  // Where the code wants the block's length, which is known at its end: places of 32-bit displacements and
-  // their sign, and call sites.
-  std::vector<std::pair<std::size_t, int>> lengths_;
-  std::vector<std::pair<std::size_t, std::size_t>> sites_;  // place of `unspent`, index of the instruction
+  AccessPlan plan_;
   bool vectors_here_ = false;
+  bool plain_fault_ = false;       // of the present instruction's accesses: kPlainFault
   bool check_interrupts_ = false;  // after the next instruction: STI was before it
 };
 

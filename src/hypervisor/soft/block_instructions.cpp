@@ -84,9 +84,9 @@ void BlockEmitter::need_vectors() {
     return;
   }
   vectors_here_ = true;
-  out_.load(kTemp, offset32(offsetof(Cpu, vectors_here)));
-  const std::size_t away = out_.far_jump_if_temp_zero();
-  cold_.push_back({.kind = Cold::Kind::kVectors, .from = away, .back = out_.size()});
+  out_->load(kTemp, offset32(offsetof(Cpu, vectors_here)));
+  const std::size_t away = out_->far_jump_if_temp_zero();
+  scratch_.cold.push_back({.kind = ColdCode::Kind::kVectors, .from = away, .back = out_->size()});
 }
 
 void BlockEmitter::native(const Insn& insn) {
@@ -99,12 +99,12 @@ void BlockEmitter::native(const Insn& insn) {
     address(insn);
     access(insn.memory_size, (insn.rm_access & kWrites) != 0);
   }
-  const std::size_t begin = out_.size();
-  emit_native(out_, insn, MemoryForm::kAddressAddend);
+  const std::size_t begin = out_->size();
+  emit_native(*out_, insn, MemoryForm::kAddressAddend);
   if (may_fault) {
-    block_->fault_sites.push_back({static_cast<std::uint32_t>(begin), static_cast<std::uint32_t>(out_.size()),
-                                   static_cast<std::uint16_t>(offset_),
-                                   static_cast<std::uint16_t>(block_->instructions - 1)});
+    scratch_.fault_sites.push_back(
+        {static_cast<std::uint32_t>(begin), static_cast<std::uint32_t>(out_->size()),
+         static_cast<std::uint16_t>(offset_), static_cast<std::uint16_t>(block_->instructions - 1)});
   }
 }
 
@@ -114,36 +114,38 @@ void BlockEmitter::lea(const Insn& insn) {
   const bool simple = insn.base < 16 && has_home(insn.base) && has_home(insn.reg) && insn.address_size == 8 &&
                       insn.index == kNoRegister && insn.operand_size >= 4;
   if (simple) {
-    out_.lea(home_of(insn.reg), home_of(insn.base), static_cast<std::int32_t>(insn.displacement),
-             insn.operand_size == 8);
+    out_->lea(home_of(insn.reg), home_of(insn.base), static_cast<std::int32_t>(insn.displacement),
+              insn.operand_size == 8);
     return;
   }
   const bool indexed = insn.base < 16 && insn.index < 16 && has_home(insn.base) && has_home(insn.index) &&
                        has_home(insn.reg) && insn.address_size == 8 && insn.operand_size >= 4;
   if (indexed) {
-    out_.lea(home_of(insn.reg), home_of(insn.base), home_of(insn.index), insn.scale,
-             static_cast<std::int32_t>(insn.displacement), insn.operand_size == 8);
+    out_->lea(home_of(insn.reg), home_of(insn.base), home_of(insn.index), insn.scale,
+              static_cast<std::int32_t>(insn.displacement), insn.operand_size == 8);
     return;
   }
   address(plain);
   const HostReg to = has_home(insn.reg) ? home_of(insn.reg) : kAddress;
   if (insn.operand_size == 8) {
-    out_.move(to, kAddress);
+    out_->move(to, kAddress);
   } else {
-    out_.move32(to, kAddress);
+    out_->move32(to, kAddress);
   }
   if (!has_home(insn.reg)) {
-    out_.store(gpr_offset(insn.reg), kAddress);
+    out_->store(gpr_offset(insn.reg), kAddress);
   }
 }
 
 void BlockEmitter::special(const Insn& insn, std::uint32_t page_offset, std::size_t index) {
-  out_.call(stubs_.special);
+  out_->call(stubs_.special);
   call_site(page_offset, index, insn.length, keeps_flow(insn) ? 1 : 0, 0);
-  specials_.emplace_back(out_.size(), insn);
+  scratch_.specials.emplace_back(out_->here(), insn);
 }
 
 BlockEmitter::Flow BlockEmitter::instruction(const Insn& insn) {
+  // Exceptions of their own may come before a vector instruction's and before CMPXCHG16B's.
+  plain_fault_ = insn.vector_use == VectorUse::kNone && insn.op != Op::kCompareExchange16;
   switch (insn.op) {
     case Op::kNop:
       return Flow::kContinue;
@@ -191,19 +193,19 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
       if (insn.memory) {
         address(insn);
         probe(8, false);
-        out_.load_guest(kTemp, kAddress, kAddend);
-        out_.store(kKept, kTemp);
+        out_->load_guest(kTemp, kAddress, kAddend);
+        out_->store(kKept, kTemp);
         begin_push(false);
-        out_.load(kTemp, kKept);
+        out_->load(kTemp, kKept);
         push_temp_at_probe();
         return Flow::kContinue;
       }
       begin_push();
       if (has_home(insn.rm)) {
-        out_.store_guest(kAddress, kAddend, home_of(insn.rm));
-        out_.lea(home_of(kRsp), home_of(kRsp), -8);
+        out_->store_guest(kAddress, kAddend, home_of(insn.rm));
+        out_->lea(home_of(kRsp), home_of(kRsp), -8);
       } else {
-        out_.load(kTemp, gpr_offset(insn.rm));
+        out_->load(kTemp, gpr_offset(insn.rm));
         push_temp_at_probe();
       }
       return Flow::kContinue;
@@ -213,7 +215,7 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
         return Flow::kEnd;
       }
       begin_push();
-      out_.constant(kTemp, insn.immediate);
+      out_->constant(kTemp, insn.immediate);
       push_temp_at_probe();
       return Flow::kContinue;
     case Op::kPop:
@@ -221,14 +223,14 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
         special(insn);
         return Flow::kContinue;
       }
-      out_.move(kAddress, home_of(kRsp));
+      out_->move(kAddress, home_of(kRsp));
       access(8, false);
-      out_.load_guest(kTemp, kAddress, kAddend);
-      out_.lea(home_of(kRsp), home_of(kRsp), 8);
+      out_->load_guest(kTemp, kAddress, kAddend);
+      out_->lea(home_of(kRsp), home_of(kRsp), 8);
       if (has_home(insn.rm)) {
-        out_.move(home_of(insn.rm), kTemp);
+        out_->move(home_of(insn.rm), kTemp);
       } else {
-        out_.store(gpr_offset(insn.rm), kTemp);
+        out_->store(gpr_offset(insn.rm), kTemp);
       }
       return Flow::kContinue;
     case Op::kLeave:
@@ -236,11 +238,11 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
         special(insn);
         return Flow::kContinue;
       }
-      out_.move(kAddress, home_of(kRbp));
+      out_->move(kAddress, home_of(kRbp));
       access(8, false);
-      out_.load_guest(kTemp, kAddress, kAddend);
-      out_.lea(home_of(kRsp), kAddress, 8);
-      out_.move(home_of(kRbp), kTemp);
+      out_->load_guest(kTemp, kAddress, kAddend);
+      out_->lea(home_of(kRsp), kAddress, 8);
+      out_->move(home_of(kRbp), kTemp);
       return Flow::kContinue;
     case Op::kPushFlags:
       if (insn.operand_size != 8) {
@@ -248,24 +250,24 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
         return Flow::kEnd;
       }
       begin_push();
-      out_.lea(kAddress, kAddress, kAddend, 0, 0);
-      out_.byte(0x9c);  // pushfq; pop rcx: arithmetic flags, the host's IF, and bit 1
-      out_.byte(0x59);
-      out_.load(kAddend, kOtherFlags);
-      out_.lea(kTemp, kTemp, kAddend, 0, -0x202);
-      out_.load(kAddend, kInterruptFlag);
-      out_.lea(kTemp, kTemp, kAddend, 0, 0);
-      out_.rex(true, kTemp, kAddress);  // mov [kAddress], rcx
-      out_.byte(0x89);
-      out_.memory(Emitter::low(kTemp), kAddress, 0);
-      out_.lea(home_of(kRsp), home_of(kRsp), -8);
+      out_->lea(kAddress, kAddress, kAddend, 0, 0);
+      out_->byte(0x9c);  // pushfq; pop rcx: arithmetic flags, the host's IF, and bit 1
+      out_->byte(0x59);
+      out_->load(kAddend, kOtherFlags);
+      out_->lea(kTemp, kTemp, kAddend, 0, -0x202);
+      out_->load(kAddend, kInterruptFlag);
+      out_->lea(kTemp, kTemp, kAddend, 0, 0);
+      out_->rex(true, kTemp, kAddress);  // mov [kAddress], rcx
+      out_->byte(0x89);
+      out_->memory(Emitter::low(kTemp), kAddress, 0);
+      out_->lea(home_of(kRsp), home_of(kRsp), -8);
       return Flow::kContinue;
     case Op::kClearInterrupt:
       if (mode_.bank == kUserBank) {
         special(insn);
         return Flow::kEnd;
       }
-      out_.store_constant(kInterruptFlag, 0);
+      out_->store_constant(kInterruptFlag, 0);
       return Flow::kContinue;
     case Op::kSetInterrupt:
       if (mode_.bank == kUserBank) {
@@ -278,7 +280,7 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
         special(insn);
         return Flow::kEnd;
       }
-      out_.store_constant(kInterruptFlag, static_cast<std::int32_t>(flag::kIf));
+      out_->store_constant(kInterruptFlag, static_cast<std::int32_t>(flag::kIf));
       check_interrupts_ = true;
       return Flow::kContinue;
     case Op::kMoveFromCr: {
@@ -290,22 +292,22 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
         return Flow::kContinue;
       }
       const HostReg to = has_home(insn.rm) ? home_of(insn.rm) : kTemp;
-      out_.load(to, offset32(kPlaces.at(insn.reg)));
+      out_->load(to, offset32(kPlaces.at(insn.reg)));
       if (!has_home(insn.rm)) {
-        out_.store(gpr_offset(insn.rm), to);
+        out_->store(gpr_offset(insn.rm), to);
       }
       return Flow::kContinue;
     }
     case Op::kClearDirection: {
       // Set only for a few instructions now and then.
-      out_.load(kTemp, kOtherFlags);
-      out_.extract(kTemp, kTemp, offset32(offsetof(Cpu, direction_mask)));
+      out_->load(kTemp, kOtherFlags);
+      out_->extract(kTemp, kTemp, offset32(offsetof(Cpu, direction_mask)));
       const std::size_t set = miss_unless_zero();
-      cold_.push_back({.kind = Cold::Kind::kSpecial,
-                       .from = set,
-                       .back = out_.size(),
-                       .page_offset = static_cast<std::uint32_t>(offset_),
-                       .next_mark = block_->instructions});
+      scratch_.cold.push_back({.kind = ColdCode::Kind::kSpecial,
+                               .from = set,
+                               .back = out_->size(),
+                               .page_offset = static_cast<std::uint32_t>(offset_),
+                               .next_mark = block_->instructions});
       return Flow::kContinue;
     }
     case Op::kMoveFromSegment:
@@ -323,6 +325,14 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
         special(insn);
       } else {
         bit_test(insn);
+      }
+      return Flow::kContinue;
+    case Op::kMoveString:
+    case Op::kStoreString:
+      if (can_repeat(insn)) {
+        repeat_string(insn);
+      } else {
+        special(insn);
       }
       return Flow::kContinue;
     case Op::kReadTsc:
@@ -372,8 +382,8 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
   switch (insn.op) {
     case Op::kCall:
       begin_push();
-      out_.load(kTemp, kPageAddress);
-      out_.lea(kTemp, kTemp, static_cast<std::int32_t>(next_offset(insn)));
+      out_->load(kTemp, kPageAddress);
+      out_->lea(kTemp, kTemp, static_cast<std::int32_t>(next_offset(insn)));
       push_temp_at_probe();
       jump_to(branch_target(insn));
       return Flow::kEnd;
@@ -386,29 +396,29 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
         } else {
           probe(8, false);
         }
-        out_.load_guest(kAddress, kAddress, kAddend);
+        out_->load_guest(kAddress, kAddress, kAddend);
       } else if (has_home(insn.rm)) {
-        out_.move(kAddress, home_of(insn.rm));
+        out_->move(kAddress, home_of(insn.rm));
       } else {
-        out_.load(kAddress, gpr_offset(insn.rm));
+        out_->load(kAddress, gpr_offset(insn.rm));
       }
       if (insn.op == Op::kCallIndirect) {
-        out_.store(kKept, kAddress);
+        out_->store(kKept, kAddress);
         begin_push(false);
-        out_.load(kTemp, kPageAddress);
-        out_.lea(kTemp, kTemp, static_cast<std::int32_t>(next_offset(insn)));
+        out_->load(kTemp, kPageAddress);
+        out_->lea(kTemp, kTemp, static_cast<std::int32_t>(next_offset(insn)));
         push_temp_at_probe();
-        out_.load(kAddress, kKept);
+        out_->load(kAddress, kKept);
       }
       indirect();
       return Flow::kEnd;
     case Op::kReturn:
     case Op::kReturnImm:
-      out_.move(kAddress, home_of(kRsp));
+      out_->move(kAddress, home_of(kRsp));
       access(8, false);
-      out_.load_guest(kAddress, kAddress, kAddend);
-      out_.lea(home_of(kRsp), home_of(kRsp),
-               8 + (insn.op == Op::kReturnImm ? static_cast<std::int32_t>(insn.immediate) : 0));
+      out_->load_guest(kAddress, kAddress, kAddend);
+      out_->lea(home_of(kRsp), home_of(kRsp),
+                8 + (insn.op == Op::kReturnImm ? static_cast<std::int32_t>(insn.immediate) : 0));
       indirect();
       return Flow::kEnd;
     case Op::kJump:
@@ -428,32 +438,32 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
 void BlockEmitter::conditional(const Insn& insn) {
   if (insn.op == Op::kJumpIf) {
     align_jump(2);
-    branch_link(out_.jump_if_later(insn.opcode & 0xfU), branch_target(insn));
+    branch_link(out_->jump_if_later(insn.opcode & 0xfU), branch_target(insn));
     return;
   }
   const bool wide = insn.address_size == 8;
   if (insn.op == Op::kLoop) {
-    out_.lea(home_of(kRcx), home_of(kRcx), -1, wide);
+    out_->lea(home_of(kRcx), home_of(kRcx), -1, wide);
   }
   if (wide) {
-    out_.move(kTemp, home_of(kRcx));
+    out_->move(kTemp, home_of(kRcx));
   } else {
-    out_.move32(kTemp, home_of(kRcx));
+    out_->move32(kTemp, home_of(kRcx));
   }
-  const std::size_t zero = out_.jump_if_temp_zero();
+  const std::size_t zero = out_->jump_if_temp_zero();
   if (insn.op == Op::kLoop) {
     align_jump(1);
-    branch_link(out_.jump_later(), branch_target(insn));
-    out_.place_short(zero);
+    branch_link(out_->jump_later(), branch_target(insn));
+    out_->place_short(zero);
     return;
   }
-  out_.byte(0xeb);
-  out_.byte(0);
-  const std::size_t over = out_.size();
-  out_.place_short(zero);
+  out_->byte(0xeb);
+  out_->byte(0);
+  const std::size_t over = out_->size();
+  out_->place_short(zero);
   align_jump(1);
-  branch_link(out_.jump_later(), branch_target(insn));
-  out_.place_short(over);
+  branch_link(out_->jump_later(), branch_target(insn));
+  out_->place_short(over);
 }
 
 // RDTSC and RDTSCP by the host's own counter, and the processor's offset.
@@ -461,22 +471,22 @@ void BlockEmitter::read_tsc(const Insn& insn) {
   constexpr HostReg kLow = home_of(kRax);
   constexpr HostReg kHigh = home_of(kRdx);
   if (insn.op == Op::kReadTscp) {
-    out_.byte(0x0f);  // lfence: what came before is done
-    out_.byte(0xae);
-    out_.byte(0xe8);
+    out_->byte(0x0f);  // lfence: what came before is done
+    out_->byte(0xae);
+    out_->byte(0xe8);
   }
-  out_.byte(0x0f);  // rdtsc
-  out_.byte(0x31);
+  out_->byte(0x0f);  // rdtsc
+  out_->byte(0x31);
   if (insn.op == Op::kReadTscp) {
-    out_.load32(home_of(kRcx), offset32(offsetof(Cpu, msr) + offsetof(Cpu::Msrs, tsc_aux)));
+    out_->load32(home_of(kRcx), offset32(offsetof(Cpu, msr) + offsetof(Cpu::Msrs, tsc_aux)));
   }
-  out_.rotate(kHigh, kHigh, 32);
-  out_.load(kTemp, offset32(offsetof(Cpu, tsc_offset)));
-  out_.lea(kLow, kLow, kHigh, 0, 0);
-  out_.lea(kLow, kLow, kTemp, 0, 0);
-  out_.rotate(kHigh, kLow, 32);
-  out_.move32(kHigh, kHigh);
-  out_.move32(kLow, kLow);
+  out_->rotate(kHigh, kHigh, 32);
+  out_->load(kTemp, offset32(offsetof(Cpu, tsc_offset)));
+  out_->lea(kLow, kLow, kHigh, 0, 0);
+  out_->lea(kLow, kLow, kTemp, 0, 0);
+  out_->rotate(kHigh, kLow, 32);
+  out_->move32(kHigh, kHigh);
+  out_->move32(kLow, kLow);
 }
 
 void BlockEmitter::move_from_segment(const Insn& insn) {
@@ -484,89 +494,39 @@ void BlockEmitter::move_from_segment(const Insn& insn) {
   const std::int32_t from =
       offset32(offsetof(Cpu, segments)) + offset32(sizeof(Segment)) * insn.reg_field() + kSelector;
   const HostReg to = has_home(insn.rm) ? home_of(insn.rm) : kTemp;
-  out_.rex(false, to, HostReg::kRsp);  // movzx to, word [rsp + from]
-  out_.byte(0x0f);
-  out_.byte(0xb7);
-  out_.memory(Emitter::low(to), HostReg::kRsp, from);
+  out_->rex(false, to, HostReg::kRsp);  // movzx to, word [rsp + from]
+  out_->byte(0x0f);
+  out_->byte(0xb7);
+  out_->memory(Emitter::low(to), HostReg::kRsp, from);
   if (!has_home(insn.rm)) {
-    out_.store(gpr_offset(insn.rm), to);
+    out_->store(gpr_offset(insn.rm), to);
   }
-}
-
-// BT, BTS, BTR and BTC of a bit string in memory: the register's upper bits choose the word, its lower ones
-// the bit.
-void BlockEmitter::bit_test(const Insn& insn) {
-  const bool wide = insn.operand_size == 8;
-  const unsigned word_bits = wide ? 6 : 5;
-  const auto bits_into = [&](HostReg to) {  // sign-extended
-    if (wide) {
-      if (has_home(insn.reg)) {
-        out_.move(to, home_of(insn.reg));
-      } else {
-        out_.load(to, gpr_offset(insn.reg));
-      }
-      return;
-    }
-    const HostReg from = has_home(insn.reg) ? home_of(insn.reg) : to;
-    if (from == to) {
-      out_.load32(to, gpr_offset(insn.reg));
-    }
-    out_.rex(true, to, from);  // movsxd
-    out_.byte(0x63);
-    out_.byte(0xc0U | Emitter::low(to) << 3 | Emitter::low(from));
-  };
-  address(insn);
-  bits_into(kTemp);
-  out_.constant(kAddend, word_bits);
-  out_.shift(Emitter::Shift::kArithmeticRight, kTemp, kTemp, kAddend);
-  out_.lea(kAddress, kAddress, kTemp, wide ? 3 : 2, 0);
-  probe(insn.operand_size, insn.op != Op::kBitTest);
-  out_.lea(kAddress, kAddress, kAddend, 0, 0);
-  bits_into(kTemp);
-  out_.constant(kAddend, 64 - word_bits);
-  out_.shift(Emitter::Shift::kLeft, kTemp, kTemp, kAddend);
-  out_.shift(Emitter::Shift::kRight, kTemp, kTemp, kAddend);
-  if (insn.op == Op::kBitTest) {
-    // The plain form with a register would take any bit offset: with one inside the word it reads that word.
-    out_.rex(wide, kTemp, kAddress);
-    out_.byte(0x0f);
-    out_.byte(0xa3);
-    out_.memory(Emitter::low(kTemp), kAddress, 0);
-    return;
-  }
-  if (insn.lock) {
-    out_.byte(0xf0);
-  }
-  out_.rex(wide, kTemp, kAddress);
-  out_.byte(0x0f);
-  out_.byte(insn.op == Op::kBitSet ? 0xabU : insn.op == Op::kBitReset ? 0xb3U : 0xbbU);
-  out_.memory(Emitter::low(kTemp), kAddress, 0);
 }
 
 // Whether the instruction behind the present one is of this block and not its last.
 bool BlockEmitter::goes_on_after_next() const {
   const std::size_t next = block_->instructions;
-  if (next + 1 >= insns_.size()) {
+  if (next + 1 >= scratch_.insns.size()) {
     return false;
   }
-  const Op op = insns_[next].op;
+  const Op op = scratch_.insns[next].op;
   return !ends_straight_line(op) && !is_conditional(op);
 }
 
 void BlockEmitter::swap_gs() {
   constexpr std::int32_t kKernelGsBase = offset32(offsetof(Cpu, msr) + offsetof(Cpu::Msrs, kernel_gs_base));
-  out_.load(kAddress, segment_base(kGs));
-  out_.load(kAddend, kKernelGsBase);
-  out_.store(segment_base(kGs), kAddend);
-  out_.store(kKernelGsBase, kAddress);
+  out_->load(kAddress, segment_base(kGs));
+  out_->load(kAddend, kKernelGsBase);
+  out_->store(segment_base(kGs), kAddend);
+  out_->store(kKernelGsBase, kAddress);
 }
 
 // STAC and CLAC, where they change the bank; the block ends.
 void BlockEmitter::set_ac(bool on) {
   constexpr auto kBit = static_cast<std::int32_t>(flag::kAc);
-  out_.load(kTemp, kOtherFlags);
-  out_.lea(kTemp, kTemp, on ? kBit : -kBit);
-  out_.store(kOtherFlags, kTemp);
+  out_->load(kTemp, kOtherFlags);
+  out_->lea(kTemp, kTemp, on ? kBit : -kBit);
+  out_->store(kOtherFlags, kTemp);
 }
 
 }  // namespace wisp::soft

@@ -14,10 +14,11 @@ namespace wisp::soft::offsets {
 inline constexpr std::int32_t kRun = offset32(offsetof(Cpu, run));
 inline constexpr std::int32_t kPageAddress = offset32(offsetof(Cpu, page_address));
 // Kept over a look-up of the in-line TLB; the stubs use the others.
-inline constexpr std::int32_t kKept = offset32(offsetof(Cpu, scratch)) + 24;
+inline constexpr std::int32_t kKept = offset32(offsetof(Cpu, kept));
 inline constexpr std::int32_t kInterruptFlag = offset32(offsetof(Cpu, interrupt_flag));
 inline constexpr std::int32_t kOtherFlags = offset32(offsetof(Cpu, other_flags));
 inline constexpr std::int32_t kInstructionsLeft = offset32(offsetof(Cpu, instructions_left));
+inline constexpr std::int32_t kPageMask = offset32(offsetof(Cpu, page_mask));
 inline constexpr std::int32_t kNoInterruptWaits = offset32(offsetof(Cpu, no_interrupt_waits));
 
 constexpr std::int32_t tlb_offset(Bank bank, std::size_t member) {

@@ -62,24 +62,23 @@ Result<CodeMemory> CodeMemory::create(std::size_t size) {
   return CodeMemory(writable, executable, size);
 }
 
-void CodeMemory::prepare(std::size_t end) {
+void CodeMemory::prepare(std::size_t& prepared, std::size_t end) {
   constexpr std::size_t kStep = kLargePage;
   // Of Linux 5.14; the C library's headers may be older.
   constexpr int kPopulateRead = 22;
   constexpr int kPopulateWrite = 23;
-  while (prepared_ < end && prepared_ < size_) {
-    const std::size_t step = std::min(kStep, size_ - prepared_);
-    (void)::madvise(writable_ + prepared_, step, kPopulateWrite);
-    (void)::madvise(const_cast<std::uint8_t*>(executable_) + prepared_, step, kPopulateRead);
-    prepared_ += step;
+  while (prepared < end && prepared < size_) {
+    const std::size_t step = std::min(kStep, size_ - prepared);
+    (void)::madvise(writable_ + prepared, step, kPopulateWrite);
+    (void)::madvise(const_cast<std::uint8_t*>(executable_) + prepared, step, kPopulateRead);
+    prepared += step;
   }
 }
 
 CodeMemory::CodeMemory(CodeMemory&& other) noexcept
     : writable_(std::exchange(other.writable_, nullptr)),
       executable_(std::exchange(other.executable_, nullptr)),
-      size_(std::exchange(other.size_, 0)),
-      prepared_(other.prepared_) {}
+      size_(std::exchange(other.size_, 0)) {}
 
 CodeMemory::~CodeMemory() {
   if (writable_ != nullptr) {

@@ -25,9 +25,9 @@ class CodeMemory final {
   [[nodiscard]] std::uint8_t* writable_of(const std::uint8_t* code) const {
     return writable_ + (code - executable_);
   }
-  // Has the host provide the memory up to `end` at once, rather than page by page as it is touched; an
-  // advice.
-  void prepare(std::size_t end);
+  // Has the host provide the memory from `prepared`, which moves on, to `end` at once, rather than page by
+  // page as it is touched; an advice.
+  void prepare(std::size_t& prepared, std::size_t end);
   [[nodiscard]] bool holds(std::uint64_t address) const {
     const auto start = reinterpret_cast<std::uint64_t>(executable_);
     return address >= start && address - start < size_;
@@ -39,7 +39,6 @@ class CodeMemory final {
   std::uint8_t* writable_;
   const std::uint8_t* executable_;
   std::size_t size_;
-  std::size_t prepared_ = 0;
 };
 
 }  // namespace wisp::soft

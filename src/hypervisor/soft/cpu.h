@@ -143,7 +143,8 @@ struct IoState {
 };
 
 // A software TLB that translated code looks up in line: entry `i` covers the page whose number ends in `i`.
-// A tag is the negated address of the page; one that never matches is that of a page with another number.
+// A tag is the negated address of the page and Cpu::tag_bias; one that never matches is that of a page with
+// another number.
 inline constexpr std::size_t kTlbEntries = 2048;
 struct TlbBank {
   std::array<std::uint64_t, kTlbEntries> read_tag;
@@ -176,25 +177,58 @@ inline constexpr std::size_t kXsaveSize = 576 + 256;  // standard format: legacy
 
 inline constexpr std::uint64_t kBudget = 1ULL << 63;
 
+// RAX to R15, by the numbers that instructions use for them. Those that translated code keeps here and not in
+// registers of the host, R10 and up, stand first.
+class GeneralRegisters {
+ public:
+  constexpr GeneralRegisters() = default;
+  constexpr GeneralRegisters(const std::array<std::uint64_t, 16>& values) { *this = values; }
+  constexpr GeneralRegisters& operator=(const std::array<std::uint64_t, 16>& values) {
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      (*this)[i] = values[i];
+    }
+    return *this;
+  }
+  [[nodiscard]] constexpr operator std::array<std::uint64_t, 16>() const {
+    std::array<std::uint64_t, 16> values{};
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      values[i] = (*this)[i];
+    }
+    return values;
+  }
+  bool operator==(const GeneralRegisters&) const = default;
+  [[nodiscard]] constexpr std::uint64_t& operator[](std::size_t number) { return places_[place_of(number)]; }
+  [[nodiscard]] constexpr std::uint64_t operator[](std::size_t number) const {
+    return places_[place_of(number)];
+  }
+  // In units of 8 bytes.
+  [[nodiscard]] static constexpr std::size_t place_of(std::size_t number) { return (number + 6) % 16; }
+
+ private:
+  std::array<std::uint64_t, 16> places_{};
+};
+
 struct alignas(4096) Cpu {
-  // --- what translated code uses most: within a signed byte of the start
-  std::array<std::uint64_t, 16> gpr{};
+  // --- what translated code uses most: within 128 bytes of the start, for short instructions
+  std::uint64_t tlb_mask = (kTlbEntries - 1) << 12;  // constants for translated code, as other masks here
+  std::uint64_t page_mask = ~0xfffULL;
+  std::uint64_t jump_mask = kJumpEntries - 1;
+  std::uint64_t page_address = 0;        // translated code: linear address of the page it runs in
+  std::uint64_t kept = 0;                // translated code, inside one instruction
+  std::uint64_t shared_addends[4] = {};  // translated code, inside one block: see access_plan.h; 0: none
+  std::atomic<std::uint64_t> run = 1;    // 0: leave translated code at the next block (any thread clears)
+  GeneralRegisters gpr{};
   std::uint64_t rip = 0;
   std::uint64_t arithmetic_flags = 0;        // flag::kArithmetic only
   std::uint64_t other_flags = flag::kFixed;  // the rest of RFLAGS but IF
   std::uint64_t interrupt_flag = 0;          // flag::kIf or 0
-  std::atomic<std::uint64_t> run = 1;        // 0: leave translated code at the next block (any thread clears)
   std::uint64_t no_interrupt_waits = 1;      // 0: an interrupt waits for IF
-  std::uint64_t page_address = 0;            // translated code: linear address of the page it runs in
   std::uint64_t vectors_here = 0;            // 1: the host's vector registers hold the guest's
-  std::uint64_t tlb_mask = (kTlbEntries - 1) << 12;  // constants for translated code
-  std::uint64_t page_mask = ~0xfffULL;
   std::uint64_t direction_mask = flag::kDf;
-  std::uint64_t jump_mask = kJumpEntries - 1;
   std::uint64_t half_mask = ~1ULL;
   std::uint64_t sign_mask = 1ULL << 63;
-  std::uint64_t scratch[4] = {};
-  std::uint64_t shared_addends[4] = {};  // translated code, inside one block: see access_plan.h; 0: none
+  std::uint64_t repeat_mask = ~0x1fffULL;  // of a count in translated code: less than two pages
+  std::uint64_t scratch[3] = {};           // between generated code and its stubs
   std::uint64_t host_rsp = 0;
   std::uint64_t instructions_left =
       kBudget;  // kBudget and how many may be retired until instruction_goal is reached
@@ -235,7 +269,8 @@ struct alignas(4096) Cpu {
   std::uint64_t instruction_goal = 0;       // see retired()
   std::atomic<std::uint32_t> requests = 0;  // of other threads: see requests.h
   std::uint32_t id = 0;                     // APIC id
-  void* runner = nullptr;                   // who answers the calls of translated code
+  std::uint64_t tag_bias = 0;  // added to all tags of the in-line TLB: see BlockEmitter::compare_tag()
+  void* runner = nullptr;      // who answers the calls of translated code
 
   std::array<TlbBank, kBanks> tlb;
   std::array<JumpBank, kBanks> jumps;

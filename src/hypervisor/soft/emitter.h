@@ -54,7 +54,7 @@ template <typename T>
   return static_cast<std::int32_t>(offset);
 }
 [[nodiscard]] constexpr std::int32_t gpr_offset(std::uint8_t guest) {
-  return static_cast<std::int32_t>(offsetof(Cpu, gpr)) + 8 * guest;
+  return static_cast<std::int32_t>(offsetof(Cpu, gpr) + 8 * GeneralRegisters::place_of(guest));
 }
 
 class Emitter final {
@@ -67,6 +67,8 @@ class Emitter final {
   [[nodiscard]] bool full() const { return full_; }
   // Where the next byte will run.
   [[nodiscard]] const std::uint8_t* here() const { return run_ + size(); }
+  // Where the byte `place` bytes from the start will run.
+  [[nodiscard]] const std::uint8_t* here_at(std::size_t place) const { return run_ + place; }
 
   void byte(unsigned value) {
     if (at_ == end_) {

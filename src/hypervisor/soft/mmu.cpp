@@ -21,8 +21,8 @@ std::size_t line_index(std::uint64_t linear) {
 }
 // A tag that no access to a page of this entry matches: that of the page before it. (An access that runs into
 // the next page would match that one.)
-std::uint64_t no_tag(std::size_t index) {
-  return -(((index + kTlbEntries - 1) % kTlbEntries) << 12);
+std::uint64_t no_tag(std::size_t index, std::uint64_t bias) {
+  return bias - (((index + kTlbEntries - 1) % kTlbEntries) << 12);
 }
 
 // One aligned number in one access; anything else byte by byte or as the library does it.
@@ -107,7 +107,7 @@ std::uint8_t* Mmu::in_line(std::uint64_t linear, std::uint32_t size, bool write)
   const TlbBank& bank = cpu_.tlb[cpu_.bank()];
   const std::size_t index = line_index(linear);
   const std::uint64_t tag = write ? bank.write_tag[index] : bank.read_tag[index];
-  if (tag + linear + size - 1 < kPageSize) [[likely]] {
+  if (tag - cpu_.tag_bias + linear + size - 1 < kPageSize) [[likely]] {
     return reinterpret_cast<std::uint8_t*>(linear + bank.addend[index]);
   }
   return nullptr;
@@ -134,11 +134,11 @@ bool Mmu::fill(std::uint64_t linear, std::uint32_t size, Access access) {
   const Bank bank_number = cpu_.bank();
   TlbBank& bank = cpu_.tlb[bank_number];
   const std::size_t index = line_index(linear);
-  const std::uint64_t tag = -(linear & ~kPageOffset);
+  const std::uint64_t tag = cpu_.tag_bias - (linear & ~kPageOffset);
   const bool keep_write = bank.write_tag[index] == tag && bank.read_tag[index] == tag;
   bank.read_tag[index] = tag;
   bank.addend[index] = reinterpret_cast<std::uint64_t>(page.host) - (linear & ~kPageOffset);
-  bank.write_tag[index] = write || keep_write ? tag : no_tag(index);
+  bank.write_tag[index] = write || keep_write ? tag : no_tag(index, cpu_.tag_bias);
   if (entry->context != global_context_ && filled_.size() <= kMaxFilled) {
     filled_.push_back(static_cast<std::uint16_t>(bank_number * kTlbEntries + index));
   }
@@ -333,8 +333,8 @@ bool Mmu::read_physical(std::uint64_t gpa, void* out, std::uint32_t size) {
 }
 
 void Mmu::clear_line(std::size_t bank, std::size_t index) {
-  cpu_.tlb[bank].read_tag[index] = no_tag(index);
-  cpu_.tlb[bank].write_tag[index] = no_tag(index);
+  cpu_.tlb[bank].read_tag[index] = no_tag(index, cpu_.tag_bias);
+  cpu_.tlb[bank].write_tag[index] = no_tag(index, cpu_.tag_bias);
 }
 
 void Mmu::flush_inline() {
@@ -397,7 +397,7 @@ void Mmu::flush_page(std::uint64_t linear) {
     return;
   }
   pinned_page_ = ~0ULL;
-  const std::uint64_t tag = -(linear & ~kPageOffset);
+  const std::uint64_t tag = cpu_.tag_bias - (linear & ~kPageOffset);
   const std::size_t index = line_index(linear);
   for (std::size_t bank = 0; bank < kBanks; ++bank) {
     if (cpu_.tlb[bank].read_tag[index] == tag || cpu_.tlb[bank].write_tag[index] == tag) {
@@ -425,17 +425,17 @@ void Mmu::flush_page(std::uint64_t linear) {
 void Mmu::revoke_writes() {
   for (TlbBank& bank : cpu_.tlb) {
     for (std::size_t i = 0; i < kTlbEntries; ++i) {
-      bank.write_tag[i] = no_tag(i);
+      bank.write_tag[i] = no_tag(i, cpu_.tag_bias);
     }
   }
 }
 
 void Mmu::revoke_write(const std::uint8_t* host_page) {
-  const auto host = reinterpret_cast<std::uint64_t>(host_page);
+  const std::uint64_t host = reinterpret_cast<std::uint64_t>(host_page) - cpu_.tag_bias;
   for (TlbBank& bank : cpu_.tlb) {
     for (std::size_t i = 0; i < kTlbEntries; ++i) {
       if (bank.addend[i] - bank.write_tag[i] == host) {
-        bank.write_tag[i] = no_tag(i);
+        bank.write_tag[i] = no_tag(i, cpu_.tag_bias);
       }
     }
   }

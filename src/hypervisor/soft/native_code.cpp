@@ -8,7 +8,7 @@
 namespace wisp::soft {
 namespace {
 
-constexpr std::int32_t kScratchBorrow = offset32(offsetof(Cpu, scratch)) + 24;
+constexpr std::int32_t kScratchBorrow = offset32(offsetof(Cpu, kept));
 
 // A general register operand on its way into the host's encoding.
 struct Operand {

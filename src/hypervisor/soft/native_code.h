@@ -15,7 +15,7 @@ enum class MemoryForm : std::uint8_t {
 };
 
 // Emits a kNative instruction. Flags are the guest's before and after. Clobbers the scratch registers; the
-// Cpu's scratch[3] too. The vector registers must hold the guest's where the instruction uses them.
+// Cpu's `kept` too. The vector registers must hold the guest's where the instruction uses them.
 void emit_native(Emitter& out, const Insn& insn, MemoryForm form);
 
 // The code that enters and leaves generated code, made once for a code memory.

@@ -24,7 +24,7 @@ void reset_segments(Cpu& cpu) {
 }  // namespace
 
 void reset_cpu(Cpu& cpu, bool power_up) {
-  cpu.gpr.fill(0);
+  cpu.gpr = GeneralRegisters();
   cpu.rip = 0xfff0;
   cpu.set_rflags(flag::kFixed);
   reset_segments(cpu);

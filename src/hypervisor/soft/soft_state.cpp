@@ -168,8 +168,9 @@ CpuRegs regs_of(const Cpu& cpu) {
 }
 
 void set_regs(Cpu& cpu, const CpuRegs& regs) {
-  cpu.gpr = {regs.rax, regs.rcx, regs.rdx, regs.rbx, regs.rsp, regs.rbp, regs.rsi, regs.rdi,
-             regs.r8,  regs.r9,  regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15};
+  cpu.gpr = std::array<std::uint64_t, 16>{regs.rax, regs.rcx, regs.rdx, regs.rbx, regs.rsp, regs.rbp,
+                                          regs.rsi, regs.rdi, regs.r8,  regs.r9,  regs.r10, regs.r11,
+                                          regs.r12, regs.r13, regs.r14, regs.r15};
   cpu.rip = regs.rip;
   cpu.set_rflags(regs.rflags);
 }

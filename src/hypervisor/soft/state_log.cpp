@@ -43,7 +43,7 @@ void StateLog::look(const Cpu& cpu) {
   }
   next_ = retired + every_;
   Hash general;
-  for (const std::uint64_t reg : cpu.gpr) {
+  for (const std::uint64_t reg : std::array<std::uint64_t, 16>(cpu.gpr)) {
     general.add(reg);
   }
   Hash system;

@@ -15,6 +15,7 @@ namespace {
 constexpr std::size_t kCodeSize = 4U << 20;
 constexpr std::size_t kThunkRoom = 256;  // more than one instruction ever takes
 constexpr std::size_t kCacheEntries = 8192;
+constexpr std::size_t kCrossingEntries = 512;
 
 // Whether an unmasked exception of the store that was just run keeps its result back: all but that of an
 // inexact result do (SDM volume 1, 8.5).
@@ -42,7 +43,11 @@ std::size_t Stepper::KeyHash::operator()(const Key& key) const {
 }
 
 Stepper::Stepper(Core core, SharedCode& shared, CodeMemory memory)
-    : core_(core), shared_(shared), code_(std::move(memory)), cache_(kCacheEntries) {}
+    : core_(core),
+      shared_(shared),
+      code_(std::move(memory)),
+      cache_(kCacheEntries),
+      crossings_(kCrossingEntries) {}
 
 Result<std::unique_ptr<Stepper>> Stepper::create(Core core, SharedCode& shared) {
   if (!host_features().x86_64_v2) {
@@ -64,6 +69,18 @@ CodeSize Stepper::code_size() const {
     return CodeSize::k64;
   }
   return cs.big() ? CodeSize::k32 : CodeSize::k16;
+}
+
+// Instructions in `size` bytes are about to be read and kept; returns the version of their page, 0 where
+// nothing watches.
+std::uint32_t Stepper::watch(const Translation& where, std::uint32_t size) {
+  if (where.page.info == nullptr) {
+    return 0;
+  }
+  // In this order: see PhysicalMemory::forget_code().
+  const std::uint32_t version = where.page.info->version.load(std::memory_order_acquire);
+  shared_.watch_code(where.page, where.gpa, size, core_.cpu, core_.mmu);
+  return version;
 }
 
 // Finds the instruction at rip, decoded.
@@ -96,12 +113,14 @@ bool Stepper::fetch(Cached*& found) {
   }
   const std::uint64_t offset = where.gpa & kPageOffset;
   const auto room = static_cast<std::uint32_t>(std::min<std::uint64_t>(kPageSize - offset, kMaxInsnLength));
-  std::uint32_t version = 0;
-  if (where.page.info != nullptr) {
-    // In this order: see PhysicalMemory::forget_code().
-    version = where.page.info->version.load(std::memory_order_acquire);
-    shared_.watch_code(where.page, where.gpa, room, cpu, core_.mmu);
+  if (room < kMaxInsnLength) {
+    const Cached& crossing = crossings_[(where.gpa >> 12) % kCrossingEntries].first;
+    if (crossing.gpa == where.gpa && crossing.code_size == size &&
+        crossing.page_version->load(std::memory_order_acquire) == crossing.version) {
+      return fetch_across(linear, where, size, found);
+    }
   }
+  const std::uint32_t version = watch(where, room);
   std::array<std::uint8_t, kMaxInsnLength> bytes{};
   std::memcpy(bytes.data(), where.page.host + offset, room);
   Cached& target = where.page.info != nullptr ? entry : uncached_;
@@ -111,8 +130,7 @@ bool Stepper::fetch(Cached*& found) {
     return cpu.raise(vec::kGp, 0);
   }
   if (result == DecodeResult::kTruncated) {
-    found = &uncached_;
-    return fetch_across(linear, where, size);
+    return fetch_across(linear, where, size, found);
   }
   target.thunk = nullptr;
   target.code_size = size;
@@ -126,7 +144,7 @@ bool Stepper::fetch(Cached*& found) {
 }
 
 // An instruction that goes on in the next page.
-bool Stepper::fetch_across(std::uint64_t linear, const Translation& first, CodeSize size) {
+bool Stepper::fetch_across(std::uint64_t linear, const Translation& first, CodeSize size, Cached*& found) {
   const auto part = static_cast<std::uint32_t>(kPageSize - (linear & kPageOffset));
   std::uint64_t next = linear + part;
   if (size != CodeSize::k64) {
@@ -139,13 +157,36 @@ bool Stepper::fetch_across(std::uint64_t linear, const Translation& first, CodeS
   if (!second.page) {
     return core_.cpu.raise(vec::kUd);
   }
+  Crossing& crossing = crossings_[(first.gpa >> 12) % kCrossingEntries];
+  Cached& cached = crossing.first;
+  if (cached.gpa == first.gpa && cached.code_size == size && crossing.second_gpa == second.gpa &&
+      cached.page_version->load(std::memory_order_acquire) == cached.version &&
+      crossing.second_version->load(std::memory_order_acquire) == crossing.version) {
+    found = &cached;
+    return true;
+  }
+  cached.gpa = ~0ULL;
+  const std::uint32_t version = watch(first, part);
+  const std::uint32_t second_version = watch(second, kMaxInsnLength - part);
   std::array<std::uint8_t, kMaxInsnLength> bytes{};
   std::memcpy(bytes.data(), first.page.host + (first.gpa & kPageOffset), part);
   std::memcpy(bytes.data() + part, second.page.host, kMaxInsnLength - part);
-  uncached_.thunk = nullptr;
-  if (decode(bytes, size, uncached_.insn) != DecodeResult::kDone) {
+  const bool watched = first.page.info != nullptr && second.page.info != nullptr;
+  Cached& target = watched ? cached : uncached_;
+  target.thunk = nullptr;
+  if (decode(bytes, size, target.insn) != DecodeResult::kDone) {
     return core_.cpu.raise(vec::kGp, 0);
   }
+  if (watched) {
+    cached.gpa = first.gpa;
+    cached.page_version = &first.page.info->version;
+    cached.version = version;
+    cached.code_size = size;
+    crossing.second_gpa = second.gpa;
+    crossing.second_version = &second.page.info->version;
+    crossing.version = second_version;
+  }
+  found = &target;
   return true;
 }
 

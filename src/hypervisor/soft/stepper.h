@@ -51,9 +51,19 @@ class Stepper final {
     Insn insn{};
   };
 
+  // An instruction that begins in one page and ends in another.
+  struct Crossing {
+    Cached first{};
+    std::uint64_t second_gpa = ~0ULL;
+    const std::atomic<std::uint32_t>* second_version = nullptr;
+    std::uint32_t version = 0;  // of the second page
+  };
+
   Stepper(Core core, SharedCode& shared, CodeMemory memory);
   [[nodiscard]] bool fetch(Cached*& found);
-  [[nodiscard]] bool fetch_across(std::uint64_t linear, const Translation& first, CodeSize size);
+  [[nodiscard]] bool fetch_across(std::uint64_t linear, const Translation& first, CodeSize size,
+                                  Cached*& found);
+  std::uint32_t watch(const Translation& where, std::uint32_t size);
   [[nodiscard]] Outcome run(const Insn& insn, const std::uint8_t** thunk);
   [[nodiscard]] Outcome native(const Insn& insn, const std::uint8_t** thunk);
   [[nodiscard]] Outcome native_on_memory(const Insn& insn, const std::uint8_t* code);
@@ -74,7 +84,8 @@ class Stepper final {
   std::optional<HostFaultGuard> guard_;
   std::unordered_map<Key, const std::uint8_t*, KeyHash> thunks_;
   std::vector<Cached> cache_;
-  Cached uncached_;  // of instructions that cross pages or lie where nothing watches
+  std::vector<Crossing> crossings_;
+  Cached uncached_;  // of instructions that lie where nothing watches, or came decoded
   const Insn* last_ = nullptr;
 };
 

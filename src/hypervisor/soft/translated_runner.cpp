@@ -27,6 +27,8 @@ TranslatedRunner::TranslatedRunner(Core core, SharedCode& shared, Stepper& stepp
       native_tsc_(shared.options().native_tsc),
       count_(shared.options().virtual_clock) {
   core_.cpu.runner = this;
+  core_.cpu.tag_bias = translator_.tag_bias();
+  core_.mmu.flush_all();
 }
 
 TranslatedRunner::~TranslatedRunner() {
@@ -193,7 +195,8 @@ const std::uint8_t* TranslatedRunner::interpreted(Outcome outcome, const Before&
 const std::uint8_t* TranslatedRunner::slow(const CallSite& site, std::uint64_t linear, bool vectors_here) {
   Cpu& cpu = core_.cpu;
   cpu.rip = cpu.page_address + site.page_offset;
-  if (core_.mmu.fill(linear, site.size, static_cast<Access>(site.access)) &&
+  cpu.fault = {};
+  if (core_.mmu.fill(linear, site.size, static_cast<Access>(site.access & ~kPlainFault)) &&
       translator_.generation() == generation_) {
     ++statistics_.filled;
     cpu.scratch[1] = linear;
@@ -203,6 +206,11 @@ const std::uint8_t* TranslatedRunner::slow(const CallSite& site, std::uint64_t l
   ++statistics_.slow_accesses;
   if (count_) {
     cpu.instructions_left += site.unspent;
+  }
+  // Where an access goes on in another page, that page has a say.
+  const bool one_page = (linear & kPageOffset) + site.size <= kPageSize;
+  if (cpu.fault.vector == vec::kPf && one_page && (site.access & kPlainFault) != 0) {
+    return leave(Outcome::kFault);
   }
   const auto* resume = reinterpret_cast<const std::uint8_t*>(&site) + site.next;
   const Before was = before();
@@ -216,8 +224,13 @@ const std::uint8_t* TranslatedRunner::special(const CallSite& site, bool vectors
   if (count_) {
     cpu.instructions_left += site.unspent;
   }
-  const std::uint8_t* resume = site.access != 0 ? after(site) : nullptr;
   const Before was = before();
+  if (site.size == 0) {
+    // Not one of those that the block has taken off the budget.
+    return count_ && cpu.budget_used_up() ? leave(Outcome::kNext)
+                                          : interpreted(stepper_.step(), was, site, nullptr, vectors_here);
+  }
+  const std::uint8_t* resume = site.access != 0 ? after(site) : nullptr;
   return interpreted(stepper_.execute(after(site) + site.next), was, site, resume, vectors_here);
 }
 
@@ -233,7 +246,10 @@ const std::uint8_t* TranslatedRunner::link(const CallSite& site) {
   if (block.outer == nullptr || translator_.generation() != generation_) {
     return leave(Outcome::kNext);
   }
-  (void)translator_.link(reinterpret_cast<const std::uint8_t*>(&site) + site.next, where, mode());
+  std::uint64_t source_page = 0;
+  std::memcpy(&source_page, after(site), sizeof source_page);
+  (void)translator_.link(reinterpret_cast<const std::uint8_t*>(&site) + site.next, source_page, where,
+                         mode());
   cpu.scratch[1] = cpu.rip;
   return block.outer;
 }

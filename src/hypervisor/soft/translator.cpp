@@ -4,11 +4,10 @@
 #include <array>
 #include <atomic>
 #include <chrono>
-#include <deque>
 #include <mutex>
-#include <unordered_map>
 #include <vector>
 
+#include "hypervisor/soft/block_table.h"
 #include "hypervisor/soft/code_memory.h"
 #include "hypervisor/soft/host_faults.h"
 #include "hypervisor/soft/host_features.h"
@@ -18,6 +17,7 @@ namespace wisp::soft {
 namespace {
 
 constexpr std::size_t kCodeSize = 64U << 20;
+constexpr std::size_t kColdStart = 40U << 20;  // of the code that hardly ever runs
 constexpr std::size_t kStubsSize = 8192;
 
 // A jump of five bytes that replaces the start of an entry, in one store.
@@ -92,42 +92,16 @@ Stubs emit_stubs(Emitter& out) {
 }  // namespace
 
 struct Translator::Impl {
-  struct Incoming {
-    const std::uint8_t* displacement = nullptr;
-    std::int32_t unlinked = 0;  // what stood there before
-  };
-  struct Block {
-    std::uint64_t gpa = 0;
-    std::uint64_t key = 0;
-    std::uint32_t guest_bytes = 0;
-    const std::uint8_t* outer = nullptr;
-    const std::uint8_t* inner = nullptr;
-    const std::uint8_t* way_out = nullptr;
-    const std::uint8_t* end = nullptr;
-    std::vector<EmittedBlock::FaultSite> fault_sites{};
-    std::vector<Incoming> incoming{};
-    std::atomic<bool> dead = false;
-  };
-  // The blocks last asked for, found without a lock: by some bits of their keys. Blocks are taken out of
-  // memory only when all processors are known to be elsewhere (make_room()), with `flushing` set before.
-  static constexpr std::size_t kQuick = 1U << 15;
-  static std::size_t quick_index(std::uint64_t key) { return (key * 0x9e3779b97f4a7c15ULL) >> 49; }
-
   Impl(SharedCode& shared_code, CodeMemory memory)
       : shared(shared_code),
         code(std::move(memory)),
         quick_loop(shared_code.options().quick_loop.value_or(host_features().quick_loop)) {}
 
   static std::uint64_t key_of(std::uint64_t gpa, const BlockMode& mode) { return gpa << 6 | mode.key(); }
-  [[nodiscard]] Block* translate(const Translation& where, const BlockMode& mode, Cpu& cpu, Mmu& mmu);
-  // The block whose code holds an address.
-  [[nodiscard]] const Block* block_of(const std::uint8_t* address) const {
-    const auto block = std::upper_bound(blocks.begin(), blocks.end(), address,
-                                        [](const std::uint8_t* at, const Block& b) { return at < b.end; });
-    return block == blocks.end() ? nullptr : &*block;
-  }
-  void kill(Block& block);
-  bool kill_in(std::uint64_t gpa, std::uint64_t size);
+  // Zeros where nothing can be translated now.
+  [[nodiscard]] BlockEntries translate(const Translation& where, const BlockMode& mode, Cpu& cpu, Mmu& mmu);
+  BlockEntries keep(const EmittedBlock& emitted, std::uint64_t gpa, const BlockMode& mode);
+  void kill_in(std::uint64_t gpa, std::uint64_t size);
   void make_room(Cpu& cpu);
 
   SharedCode& shared;
@@ -136,14 +110,26 @@ struct Translator::Impl {
   Stubs stubs{};
   std::optional<HostFaultGuard> guard;
   mutable std::mutex mutex;
-  std::size_t used = kStubsSize;
-  std::unordered_map<std::uint64_t, Block*> by_key;
-  std::unordered_map<std::uint64_t, std::vector<Block*>> by_page;
-  std::deque<Block> blocks;  // by address of their code
+  // Up to where the two parts of the code memory are used, and up to where the host has provided them.
+  struct Part {
+    std::size_t used = 0;
+    std::size_t end = 0;
+    std::size_t prepared = 0;
+  };
+  Part straight{.used = kStubsSize, .end = kColdStart};
+  Part cold{.used = kColdStart, .end = kCodeSize, .prepared = kColdStart};
+  [[nodiscard]] Emitter room_in(Part& part) {
+    code.prepare(part.prepared, part.used + BlockEmitter::kRoom);
+    return {code.writable() + part.used, code.executable() + part.used, BlockEmitter::kRoom};
+  }
+  // Found without the lock. Blocks are taken out of memory only when all processors are known to be elsewhere
+  // (make_room()), with `flushing` set before.
+  BlockTable blocks{};
+  std::vector<EmittedBlock::FaultSite> fault_sites{};  // offsets from the start of the code memory, ascending
+  BlockScratch scratch{};
   std::atomic<std::uint64_t> kills = 0;
   std::atomic<std::uint64_t> generation = 1;
   std::atomic<bool> flushing = false;
-  std::vector<std::atomic<Block*>> quick = std::vector<std::atomic<Block*>>(kQuick);
   TranslatorStatistics statistics{};
 };
 
@@ -167,6 +153,9 @@ Translator::~Translator() = default;
 const Stubs& Translator::stubs() const {
   return impl_->stubs;
 }
+std::uint64_t Translator::tag_bias() const {
+  return impl_->quick_loop ? kPageSize : 0;
+}
 std::uint64_t Translator::kills() const {
   return impl_->kills.load(std::memory_order_acquire);
 }
@@ -176,24 +165,23 @@ std::uint64_t Translator::generation() const {
 TranslatorStatistics Translator::statistics() const {
   const std::lock_guard lock(impl_->mutex);
   TranslatorStatistics result = impl_->statistics;
-  result.code_bytes = impl_->used;
+  result.code_bytes = impl_->straight.used + impl_->cold.used - kColdStart;
   return result;
 }
 
 TranslatedBlock Translator::find(const Translation& where, const BlockMode& mode, Cpu& cpu, Mmu& mmu) {
-  const std::uint64_t key = Impl::key_of(where.gpa, mode);
-  std::atomic<Impl::Block*>& quick = impl_->quick[Impl::quick_index(key)];
+  BlockEntries entries;
   if (!impl_->flushing.load(std::memory_order_seq_cst)) {
-    const Impl::Block* block = quick.load(std::memory_order_acquire);
-    if (block != nullptr && block->key == key && !block->dead.load(std::memory_order_acquire)) {
-      return {.outer = block->outer, .inner = block->inner};
-    }
+    entries = impl_->blocks.entries(Impl::key_of(where.gpa, mode));
   }
-  Impl::Block* block = impl_->translate(where, mode, cpu, mmu);
-  if (block == nullptr) {
+  if (entries.outer == 0) {
+    entries = impl_->translate(where, mode, cpu, mmu);
+  }
+  if (entries.outer == 0) {
     return {};
   }
-  return {.outer = block->outer, .inner = block->inner};
+  const std::uint8_t* start = impl_->code.executable();
+  return {.outer = start + entries.outer, .inner = start + entries.inner};
 }
 
 // Throws everything away, once nobody runs it.
@@ -209,21 +197,42 @@ void Translator::Impl::make_room(Cpu& cpu) {
   // Everybody else leaves translated code, or finds the generation changed before going back to it.
   shared.flush_inline(&cpu);
   const std::lock_guard lock(mutex);
-  for (std::atomic<Block*>& block : quick) {
-    block.store(nullptr, std::memory_order_relaxed);
-  }
-  by_key.clear();
-  by_page.clear();
   blocks.clear();
-  used = kStubsSize;
+  fault_sites.clear();
+  straight.used = kStubsSize;
+  cold.used = kColdStart;
   ++statistics.flushes;
   kills.fetch_add(1, std::memory_order_acq_rel);
   flushing.store(false, std::memory_order_seq_cst);
 }
 
-Translator::Impl::Block* Translator::Impl::translate(const Translation& where, const BlockMode& mode,
-                                                     Cpu& cpu, Mmu& mmu) {
-  const auto begin = std::chrono::steady_clock::now();
+// The block that was just emitted behind all others.
+BlockEntries Translator::Impl::keep(const EmittedBlock& emitted, std::uint64_t gpa, const BlockMode& mode) {
+  TableBlock& block = blocks.make();
+  const auto start = static_cast<std::uint32_t>(straight.used);
+  block.gpa = gpa;
+  block.key = key_of(gpa, mode);
+  block.guest_bytes = emitted.guest_bytes;
+  block.entries = {.outer = start + emitted.outer_entry, .inner = start + emitted.inner_entry};
+  block.way_out = code.executable() + cold.used + emitted.way_out;
+  for (EmittedBlock::FaultSite site : scratch.fault_sites) {
+    site.begin += start;
+    site.end += start;
+    fault_sites.push_back(site);
+  }
+  straight.used += (emitted.size + 15U) & ~std::size_t{15};
+  cold.used += (emitted.cold_size + 15U) & ~std::size_t{15};
+  blocks.add(block);
+  ++statistics.blocks;
+  statistics.instructions += emitted.instructions;
+  return block.entries;
+}
+
+BlockEntries Translator::Impl::translate(const Translation& where, const BlockMode& mode, Cpu& cpu,
+                                         Mmu& mmu) {
+  using Clock = std::chrono::steady_clock;
+  const bool timed = shared.options().statistics;
+  const Clock::time_point begin = timed ? Clock::now() : Clock::time_point();
   // Decoding reads the page through this: marked as code before it is read.
   struct Source {
     SharedCode& shared;
@@ -247,14 +256,6 @@ Translator::Impl::Block* Translator::Impl::translate(const Translation& where, c
     return std::span(from.bytes).first(size);
   };
 
-  {
-    const std::lock_guard lock(mutex);
-    if (const auto found = by_key.find(key_of(where.gpa, mode)); found != by_key.end() && !flushing) {
-      quick[quick_index(found->first)].store(found->second, std::memory_order_release);
-      return found->second;
-    }
-  }
-  const std::uint64_t page = where.gpa & ~kPageOffset;
   const auto offset = static_cast<std::uint32_t>(where.gpa & kPageOffset);
   for (int attempt = 0; attempt < 3; ++attempt) {
     // The first look makes the page code, outside of the lock: others may have to be told.
@@ -266,123 +267,89 @@ Translator::Impl::Block* Translator::Impl::translate(const Translation& where, c
     {
       const std::lock_guard lock(mutex);
       if (flushing.load(std::memory_order_relaxed)) {
-        return nullptr;
+        return {};
       }
-      std::atomic<Block*>& quick_entry = quick[quick_index(key_of(where.gpa, mode))];
-      if (const auto found = by_key.find(key_of(where.gpa, mode)); found != by_key.end()) {
-        quick_entry.store(found->second, std::memory_order_release);
-        return found->second;
+      if (const BlockEntries found = blocks.entries(key_of(where.gpa, mode)); found.outer != 0) {
+        return found;  // another processor was first
       }
-      full = used + BlockEmitter::kRoom > code.size();
+      full = straight.used + BlockEmitter::kRoom > straight.end ||
+             cold.used + BlockEmitter::kRoom > cold.end || blocks.full();
       if (!full) {
-        code.prepare(used + BlockEmitter::kRoom);
-        Emitter out(code.writable() + used, code.executable() + used, BlockEmitter::kRoom);
+        Emitter straight_out = room_in(straight);
+        Emitter cold_out = room_in(cold);
+        BlockEmitter emitter(straight_out, cold_out, stubs, mode, shared.options().virtual_clock, quick_loop,
+                             scratch, fetch, &source);
         EmittedBlock emitted;
-        BlockEmitter emitter(out, stubs, mode, shared.options().virtual_clock, quick_loop, fetch, &source);
-        if (!emitter.emit(offset, emitted)) {
-          return nullptr;
+        if (!emitter.emit(where.gpa, emitted)) {
+          return {};
         }
         if (where.page.info->version.load(std::memory_order_acquire) != version) {
           continue;
         }
-        Block& block = blocks.emplace_back();
-        const std::uint8_t* start = code.executable() + used;
-        block.gpa = where.gpa;
-        block.key = key_of(where.gpa, mode);
-        block.guest_bytes = emitted.guest_bytes;
-        block.outer = start + emitted.outer_entry;
-        block.inner = start + emitted.inner_entry;
-        block.way_out = start + emitted.way_out;
-        block.end = start + emitted.size;
-        block.fault_sites = std::move(emitted.fault_sites);
-        for (auto& site : block.fault_sites) {  // from the start of the cache, as addresses are looked up
-          site.begin += static_cast<std::uint32_t>(used);
-          site.end += static_cast<std::uint32_t>(used);
+        const BlockEntries entries = keep(emitted, where.gpa, mode);
+        if (timed) {
+          statistics.nanoseconds +=
+              static_cast<std::uint64_t>(std::chrono::nanoseconds(Clock::now() - begin).count());
         }
-        used += (emitted.size + 15U) & ~std::size_t{15};
-        by_key.emplace(block.key, &block);
-        by_page[page].push_back(&block);
-        quick_entry.store(&block, std::memory_order_release);
-        ++statistics.blocks;
-        statistics.instructions += emitted.instructions;
-        statistics.nanoseconds += static_cast<std::uint64_t>(
-            std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - begin)
-                .count());
-        return &block;
+        return entries;
       }
     }
     make_room(cpu);
     mmu.flush_inline();
-    return nullptr;
+    return {};
   }
-  return nullptr;
+  return {};
 }
 
-bool Translator::link(const std::uint8_t* displacement, const Translation& where, const BlockMode& mode) {
-  const std::lock_guard lock(impl_->mutex);
-  const auto found = impl_->by_key.find(Impl::key_of(where.gpa, mode));
-  if (found == impl_->by_key.end() || impl_->flushing.load(std::memory_order_relaxed)) {
-    return false;
-  }
+bool Translator::link(const std::uint8_t* displacement, std::uint64_t source_page, const Translation& where,
+                      const BlockMode& mode) {
   // All who run the source share the jump: it may lead to the same physical page only, whatever lies at the
   // target's linear address for the processor that asks now.
-  const Impl::Block* source = impl_->block_of(displacement);
-  if (source == nullptr || (source->gpa ^ where.gpa) >= kPageSize) {
+  if ((source_page ^ where.gpa) >= kPageSize) {
     return false;
   }
-  Impl::Block& block = *found->second;
+  const std::lock_guard lock(impl_->mutex);
+  TableBlock* block = impl_->blocks.find(Impl::key_of(where.gpa, mode));
+  if (block == nullptr || impl_->flushing.load(std::memory_order_relaxed)) {
+    return false;
+  }
   std::uint8_t* write = impl_->code.writable_of(displacement);
   std::int32_t before = 0;
   std::memcpy(&before, write, sizeof before);
-  if (displacement + 4 + before == block.inner) {
+  const std::uint8_t* inner = impl_->code.executable() + block->entries.inner;
+  if (displacement + 4 + before == inner) {
     return true;  // another processor was first
   }
-  block.incoming.push_back({.displacement = displacement, .unlinked = before});
-  patch_displacement(write, static_cast<std::int32_t>(block.inner - (displacement + 4)));
+  block->incoming.push_back({.displacement = displacement, .unlinked = before});
+  patch_displacement(write, static_cast<std::int32_t>(inner - (displacement + 4)));
   return true;
 }
 
-void Translator::Impl::kill(Block& block) {
-  block.dead.store(true, std::memory_order_release);
-  by_key.erase(block.key);
-  patch_entry(code.writable_of(block.outer), block.outer, stubs.miss);
-  patch_entry(code.writable_of(block.inner), block.inner, block.way_out);
-  for (const Incoming& in : block.incoming) {
-    patch_displacement(code.writable_of(in.displacement), in.unlinked);
-  }
-  block.incoming.clear();
-  ++statistics.killed;
-}
-
-bool Translator::Impl::kill_in(std::uint64_t gpa, std::uint64_t size) {
-  const auto found = by_page.find(gpa & ~kPageOffset);
-  if (found == by_page.end()) {
-    return false;
-  }
-  bool killed = false;
-  std::erase_if(found->second, [&](Block* block) {
-    if (block->gpa >= gpa + size || gpa >= block->gpa + block->guest_bytes) {
-      return false;
+void Translator::Impl::kill_in(std::uint64_t gpa, std::uint64_t size) {
+  const bool any = blocks.take_out(gpa, size, [this](TableBlock& block) {
+    patch_entry(code.writable() + block.entries.outer, code.executable() + block.entries.outer, stubs.miss);
+    patch_entry(code.writable() + block.entries.inner, code.executable() + block.entries.inner,
+                block.way_out);
+    for (const TableBlock::Incoming& in : block.incoming) {
+      patch_displacement(code.writable_of(in.displacement), in.unlinked);
     }
-    kill(*block);
-    killed = true;
-    return true;
+    block.incoming.clear();
+    ++statistics.killed;
   });
-  if (killed) {
+  if (any) {
     kills.fetch_add(1, std::memory_order_acq_rel);
   }
-  return killed;
 }
 
 void Translator::code_written(std::uint64_t gpa, std::uint32_t size) {
   const std::lock_guard lock(impl_->mutex);
-  (void)impl_->kill_in(gpa, size);
+  impl_->kill_in(gpa, size);
 }
 
 void Translator::forget_page(std::uint64_t gpa, std::atomic<std::uint64_t>& lines) {
   // Blocks are made under the same lock, and only while the lines are set.
   const std::lock_guard lock(impl_->mutex);
-  (void)impl_->kill_in(gpa, kPageSize);
+  impl_->kill_in(gpa, kPageSize);
   lines.store(0, std::memory_order_seq_cst);
 }
 
@@ -391,19 +358,13 @@ std::optional<EmittedBlock::FaultSite> Translator::fault_site_of(std::uint64_t h
     return std::nullopt;
   }
   const std::lock_guard lock(impl_->mutex);
-  // Addresses of generated code come as numbers. NOLINTNEXTLINE(performance-no-int-to-ptr)
-  const auto* address = reinterpret_cast<const std::uint8_t*>(host);
-  const Impl::Block* block = impl_->block_of(address);
-  if (block == nullptr) {
+  const auto offset =
+      static_cast<std::uint32_t>(host - reinterpret_cast<std::uint64_t>(impl_->code.executable()));
+  const auto site = std::ranges::upper_bound(impl_->fault_sites, offset, {}, &EmittedBlock::FaultSite::end);
+  if (site == impl_->fault_sites.end() || offset < site->begin) {
     return std::nullopt;
   }
-  const auto offset = static_cast<std::uint32_t>(address - impl_->code.executable());
-  for (const auto& site : block->fault_sites) {
-    if (offset >= site.begin && offset < site.end) {
-      return site;
-    }
-  }
-  return std::nullopt;
+  return *site;
 }
 
 }  // namespace wisp::soft

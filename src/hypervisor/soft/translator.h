@@ -25,7 +25,7 @@ struct TranslatorStatistics {
   std::uint64_t killed = 0;        // blocks whose code was written
   std::uint64_t flushes = 0;       // times the cache was full
   std::uint64_t code_bytes = 0;    // in the cache now
-  std::uint64_t nanoseconds = 0;   // spent translating
+  std::uint64_t nanoseconds = 0;   // spent translating, where ExecutionOptions::statistics is set
 };
 
 // A translated block, as the processors see it.
@@ -45,12 +45,16 @@ class Translator final {
   ~Translator();
 
   [[nodiscard]] const Stubs& stubs() const;
+  // What the tags of the in-line TLB must be more than negated addresses: see Cpu::tag_bias.
+  [[nodiscard]] std::uint64_t tag_bias() const;
   // The block that starts at the byte `where` (found at `linear` by the caller's page tables); null where
   // nothing can be translated there.
   [[nodiscard]] TranslatedBlock find(const Translation& where, const BlockMode& mode, Cpu& cpu, Mmu& mmu);
-  // Makes the jump whose displacement stands at `displacement` lead to a block, as long as both live. False:
-  // they are not of one physical page, or gone.
-  bool link(const std::uint8_t* displacement, const Translation& where, const BlockMode& mode);
+  // Makes the jump whose displacement stands at `displacement`, in a block of the page `source_page`, lead to
+  // the block at `where`, as long as that lives. False: they are not of one physical page, or the block is
+  // gone.
+  bool link(const std::uint8_t* displacement, std::uint64_t source_page, const Translation& where,
+            const BlockMode& mode);
   // The instruction whose host code holds `host`; empty: not in translated code.
   [[nodiscard]] std::optional<EmittedBlock::FaultSite> fault_site_of(std::uint64_t host) const;
 

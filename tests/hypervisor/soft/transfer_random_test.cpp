@@ -32,7 +32,7 @@ Snapshot snapshot(const Cpu& cpu) {
 }
 
 void expect_unchanged(const Cpu& cpu, const Snapshot& before) {
-  EXPECT_EQ(cpu.gpr, before.gpr);
+  EXPECT_TRUE(cpu.gpr == GeneralRegisters(before.gpr));
   EXPECT_EQ(cpu.rip, before.rip);
   EXPECT_EQ(cpu.rflags(), before.flags);
   EXPECT_EQ(cpu.cpl, before.cpl);
