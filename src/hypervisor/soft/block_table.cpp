@@ -1,6 +1,9 @@
 #include "hypervisor/soft/block_table.h"
 
+#include <sys/mman.h>
+
 #include <bit>
+#include <memory>
 #include <new>
 
 namespace wisp::soft {
@@ -15,48 +18,56 @@ void store(std::uint64_t& place, std::uint64_t value) {
 
 }  // namespace
 
-BlockTable::BlockTable() : memory_(std::calloc(kSlots + 1, sizeof(Slot))) {
-  if (memory_ == nullptr) {
+// The slots fill up all over: one large page is quicker to come by than each small one.
+BlockTable::BlockTable() {
+  memory_ =
+      ::mmap(nullptr, 2 * kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory_ == MAP_FAILED) {
     throw std::bad_alloc();
   }
-  void* start = memory_.get();
-  std::size_t room = (kSlots + 1) * sizeof(Slot);
-  slots_ = static_cast<Slot*>(std::align(alignof(Slot), kSlots * sizeof(Slot), start, room));
+  void* start = memory_;
+  std::size_t room = 2 * kBytes;
+  slots_ = static_cast<Slot*>(std::align(kBytes, kBytes, start, room));
+  (void)::madvise(slots_, kBytes, MADV_HUGEPAGE);
+}
+
+BlockTable::~BlockTable() {
+  ::munmap(memory_, 2 * kBytes);
 }
 
 // The slot with the key, or the free one where it belongs. There always is one: see full().
-BlockTable::Slot* BlockTable::slot_of(std::uint64_t key) const {
+std::size_t BlockTable::slot_of(std::uint64_t key) const {
   for (std::size_t i = (key * 0x9e3779b97f4a7c15ULL) >> (64 - kBits);; i = (i + 1) % kSlots) {
     const std::uint64_t there = load(slots_[i].key);
     if (there == key + 1 || there == 0) {
-      return &slots_[i];
+      return i;
     }
   }
 }
 
 BlockEntries BlockTable::entries(std::uint64_t key) const {
-  return std::bit_cast<BlockEntries>(load(slot_of(key)->entries));
+  return std::bit_cast<BlockEntries>(load(slots_[slot_of(key)].entries));
 }
 
 TableBlock* BlockTable::find(std::uint64_t key) const {
-  const Slot* slot = slot_of(key);
-  return slot->entries != 0 ? slot->block : nullptr;
+  const std::size_t slot = slot_of(key);
+  return slots_[slot].entries != 0 ? block_of_slot_[slot] : nullptr;
 }
 
 void BlockTable::add(TableBlock& block) {
-  Slot* slot = slot_of(block.key);
-  used_ += slot->key == 0 ? 1U : 0U;
-  slot->block = &block;
-  store(slot->entries, std::bit_cast<std::uint64_t>(block.entries));
-  store(slot->key, block.key + 1);
+  const std::size_t number = slot_of(block.key);
+  Slot& slot = slots_[number];
+  used_ += slot.key == 0 ? 1U : 0U;
+  block_of_slot_[number] = &block;
+  store(slot.entries, std::bit_cast<std::uint64_t>(block.entries));
+  store(slot.key, block.key + 1);
   TableBlock*& page = by_page_[block.gpa >> 12];
   block.next_of_page = page;
   page = &block;
 }
 
 void BlockTable::remove(const TableBlock& block) {
-  Slot* slot = slot_of(block.key);
-  store(slot->entries, 0);
+  store(slots_[slot_of(block.key)].entries, 0);
 }
 
 void BlockTable::clear() {

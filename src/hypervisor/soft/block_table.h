@@ -4,9 +4,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <deque>
-#include <memory>
 #include <unordered_map>
 #include <vector>
 
@@ -37,6 +35,9 @@ struct TableBlock {
 class BlockTable final {
  public:
   BlockTable();
+  BlockTable(const BlockTable&) = delete;
+  BlockTable& operator=(const BlockTable&) = delete;
+  ~BlockTable();
   // Of the living block with this key; zeros: none. Touches one line of memory, as a rule: it is asked for
   // all that code jumps to after each switch of the guest's contexts.
   [[nodiscard]] BlockEntries entries(std::uint64_t key) const;
@@ -73,22 +74,19 @@ class BlockTable final {
 
  private:
   // Keeps its key until clear(); free where that is 0. Keys are stored with one added.
-  struct alignas(32) Slot {
+  struct alignas(16) Slot {
     std::uint64_t key;
     std::uint64_t entries;  // both in one; 0 where the block is dead
-    TableBlock* block;
   };
-  static constexpr unsigned kBits = 18;
+  static constexpr unsigned kBits = 17;
   static constexpr std::size_t kSlots = std::size_t{1} << kBits;
-  [[nodiscard]] Slot* slot_of(std::uint64_t key) const;
+  static constexpr std::size_t kBytes = kSlots * sizeof(Slot);  // a large page
+  [[nodiscard]] std::size_t slot_of(std::uint64_t key) const;
   void remove(const TableBlock& block);
 
-  struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-  };
-  // From calloc(), which takes no memory for it before it is used.
-  std::unique_ptr<void, Free> memory_;
+  void* memory_ = nullptr;
   Slot* slots_ = nullptr;
+  std::vector<TableBlock*> block_of_slot_ = std::vector<TableBlock*>(kSlots);
   std::size_t used_ = 0;
   std::unordered_map<std::uint64_t, TableBlock*> by_page_{};  // the first of each page
   std::deque<TableBlock> blocks_{};
