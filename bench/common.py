@@ -63,7 +63,7 @@ def vmm_command(program, folder, memory=256, cpus=1, kernel="vmlinux", append=""
         words += ["-initrd", os.path.join(folder, initrd)]
     words += ["-append", f"{APPEND} {append}".strip(), "-serial", "stdio", "-no-reboot"]
     if is_qemu(program):
-        return [program, "-M", "microvm", "-accel", "kvm", "-cpu", "host", "-bios", "qboot.rom", "-nodefaults",
+        return [program, "-M", "microvm", "-accel", "kvm", "-cpu", "host,-arch-capabilities", "-bios", "qboot.rom", "-nodefaults",
                 "-no-user-config", "-display", "none", *words]
     return [program, "-machine", "microvm", "-accel", accel, *words]
 

@@ -60,6 +60,22 @@ Result<std::unique_ptr<KvmVcpu>> KvmVcpu::create(std::shared_ptr<const System> s
   return vcpu;
 }
 
+// The guest learns of the host's immunities. Some KVMs know them and let no guest have them (on AMD's processors): the
+// guest must not be told to look there then.
+Result<void> KvmVcpu::set_up_immunities() {
+  const CpuMsr immunities{.index = msr::kArchCapabilities, .value = system_->arch_capabilities()};
+  if (immunities.value == 0 || write_msrs(fd_.get(), std::span(&immunities, 1))) {
+    return {};
+  }
+  constexpr std::uint32_t kHasArchCapabilities = 1U << 29;  // CPUID 7.0 EDX
+  for (CpuidEntry& entry : cpuid_) {
+    if (entry.leaf == 7 && entry.subleaf == 0) {
+      entry.edx &= ~kHasArchCapabilities;
+    }
+  }
+  return write_cpuid(fd_.get(), cpuid_);
+}
+
 Result<void> KvmVcpu::set_up() {
   const int khz = call(fd_.get(), KVM_GET_TSC_KHZ);
   cpuid_ = guest_cpuid(system_->supported_cpuid(), {.topology = config_.topology,
@@ -68,6 +84,7 @@ Result<void> KvmVcpu::set_up() {
                                                     .tsc_deadline = system_->capabilities().tsc_deadline,
                                                     .pmu = config_.pmu});
   WISP_TRY(write_cpuid(fd_.get(), cpuid_));
+  WISP_TRY(set_up_immunities());
 
   msrs_ = system_->state_msrs();
   WISP_ASSIGN(power_up_msrs_, read_msrs(fd_.get(), msrs_));
@@ -80,9 +97,6 @@ Result<void> KvmVcpu::set_up() {
         break;
       case msr::kMtrrDefType:
         entry.value = 0x806;  // MTRRs on, write-back where no range says else: no firmware sets it
-        break;
-      case msr::kArchCapabilities:
-        entry.value = system_->arch_capabilities();
         break;
       default:
         break;

@@ -72,6 +72,7 @@ class KvmVcpu final : public Vcpu {
  private:
   KvmVcpu(std::shared_ptr<const System> system, UniqueFd fd, RunPage run, const VcpuConfig& config);
   [[nodiscard]] Result<void> set_up();
+  [[nodiscard]] Result<void> set_up_immunities();
   [[nodiscard]] Result<void> check_no_access_pending() const;
   [[nodiscard]] Exit port_exit();
   [[nodiscard]] Exit mmio_exit();

@@ -62,9 +62,13 @@ bool BlockEmitter::emit(std::uint64_t gpa, EmittedBlock& block) {
   out_->store(kPageAddress, kAddress);
   out_->align(8);
   block.inner_entry = static_cast<std::uint32_t>(out_->size());
-  out_->load(kTemp, kRun);  // five bytes
-  const std::size_t leave = out_->far_jump_if_temp_zero();
-  const std::size_t too_few = count_ ? take_from_budget() : 0;
+  std::size_t leave = 0;
+  if (count_) {
+    leave = take_from_budget();
+  } else {
+    out_->load(kTemp, kRun);  // five bytes
+    leave = out_->far_jump_if_temp_zero();
+  }
 
   Flow flow = Flow::kContinue;
   while (flow == Flow::kContinue) {
@@ -102,13 +106,12 @@ bool BlockEmitter::emit(std::uint64_t gpa, EmittedBlock& block) {
   out_ = &cold_;
   emit_cold();
   straight_.place_at(leave, cold_.here());
+  if (count_) {
+    give_back_all(page_offset);
+  }
   block.way_out = static_cast<std::uint32_t>(cold_.size());
   cold_.constant(kAddress, page_offset);
   cold_.jump(stubs_.leave_at);
-  if (count_) {
-    straight_.place_at(too_few, cold_.here());
-    give_back_all(page_offset);
-  }
   emit_specials();
   settle_counts();
   block.size = static_cast<std::uint32_t>(straight_.size());
@@ -116,7 +119,8 @@ bool BlockEmitter::emit(std::uint64_t gpa, EmittedBlock& block) {
   return !straight_.full() && !cold_.full();
 }
 
-// Where instructions_left does not do for the block: gives back what was taken, and leaves for single steps.
+// Where the block must not begin, or instructions_left does not do for it: gives back what was taken, and
+// leaves for single steps.
 void BlockEmitter::give_back_all(std::uint32_t page_offset) {
   out_->load(kTemp, kInstructionsLeft);
   const std::size_t place = out_->lea_long(kTemp, kTemp);
@@ -126,13 +130,13 @@ void BlockEmitter::give_back_all(std::uint32_t page_offset) {
   out_->jump(stubs_.leave_to_step);
 }
 
-// Returns the jump of those who have not enough left.
+// Returns the jump of those who have not enough left, or must not run.
 std::size_t BlockEmitter::take_from_budget() {
   out_->load(kTemp, kInstructionsLeft);
   const std::size_t place = out_->lea_long(kTemp, kTemp);
   scratch_.lengths.push_back({{out_, place}, -1});
   out_->store(kInstructionsLeft, kTemp);
-  out_->extract(kTemp, kTemp, offset32(offsetof(Cpu, budget_mask)));
+  out_->extract(kTemp, kTemp, kRun);
   return out_->far_jump_if_temp_zero();
 }
 

@@ -176,6 +176,8 @@ struct JumpBank {
 inline constexpr std::size_t kXsaveSize = 576 + 256;  // standard format: legacy, header, upper halves of YMM
 
 inline constexpr std::uint64_t kBudget = 1ULL << 63;
+// Of Cpu::run: also a mask of the bit that says whether there is a budget, so that one look is for both.
+inline constexpr std::uint64_t kRunning = kBudget;
 
 // RAX to R15, by the numbers that instructions use for them. Those that translated code keeps here and not in
 // registers of the host, R10 and up, stand first.
@@ -216,7 +218,8 @@ struct alignas(4096) Cpu {
   std::uint64_t page_address = 0;        // translated code: linear address of the page it runs in
   std::uint64_t kept = 0;                // translated code, inside one instruction
   std::uint64_t shared_addends[4] = {};  // translated code, inside one block: see access_plan.h; 0: none
-  std::atomic<std::uint64_t> run = 1;    // 0: leave translated code at the next block (any thread clears)
+  std::atomic<std::uint64_t> run =
+      kRunning;  // 0: leave translated code at the next block (any thread clears)
   GeneralRegisters gpr{};
   std::uint64_t rip = 0;
   std::uint64_t arithmetic_flags = 0;        // flag::kArithmetic only
@@ -231,8 +234,7 @@ struct alignas(4096) Cpu {
   std::uint64_t scratch[3] = {};           // between generated code and its stubs
   std::uint64_t host_rsp = 0;
   std::uint64_t instructions_left =
-      kBudget;  // kBudget and how many may be retired until instruction_goal is reached
-  std::uint64_t budget_mask = kBudget;
+      kBudget;                  // kBudget and how many may be retired until instruction_goal is reached
   std::uint64_t step_next = 0;  // 1: translated code came out since the budget is less than its block
   std::array<Segment, 6> segments{};
 

@@ -303,7 +303,7 @@ Exit SoftVcpu::run() {
       return *std::move(exit);
     }
     Cpu& cpu = processor_->cpu();
-    cpu.run.exchange(1, std::memory_order_seq_cst);
+    cpu.run.exchange(kRunning, std::memory_order_seq_cst);
     const bool in_the_middle = cpu.io.answer_count != 0;
     if (kicked_.load(std::memory_order_acquire)) {
       if (!in_the_middle) {

@@ -120,7 +120,7 @@ Outcome TranslatedRunner::run() {
   if (result < kHostFault) [[likely]] {
     if (cpu.step_next != 0) {
       cpu.step_next = 0;
-      return cpu.budget_used_up() ? Outcome::kNext : stepper_.step();
+      return attention() ? Outcome::kNext : stepper_.step();
     }
     return outcome_;
   }

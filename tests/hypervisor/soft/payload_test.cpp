@@ -95,7 +95,7 @@ class Payload : public testing::TestWithParam<ExecutionOptions> {
   }
   // Runs from where rip stands to the next HLT.
   void run_to_halt() {
-    cpu().run = 1;
+    cpu().run = kRunning;
     EXPECT_EQ(processor_->run(), Processor::Stop::kHalt) << std::hex << cpu().rip << ' ' << cpu().cr2;
   }
   Processor::Stop run() { return processor_->run(); }
@@ -336,7 +336,7 @@ TEST_P(Payload, InterruptBehindStiWhereverItsBlockGoes) {
       cpu().set_rflags(flag::kZf | 2);
       cpu().interrupt_shadow = 0;
       cpu().no_interrupt_waits = waits ? 0 : 1;
-      cpu().run = 1;
+      cpu().run = kRunning;
       std::atomic<bool> done = false;
       std::thread stopper([this, &done] {
         for (int i = 0; i < 50 && !done.load(); ++i) {
@@ -404,7 +404,7 @@ TEST_P(Payload, InvalidatedPageIsLookedUpAgain) {
 
 TEST_P(Payload, EndlessLoopIsStoppedAtOnce) {
   code(kCode, {0xeb, 0xfe});  // jmp $
-  cpu().run = 1;
+  cpu().run = kRunning;
   const std::jthread stopper([this] {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
     cpu().run = 0;

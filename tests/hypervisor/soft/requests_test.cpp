@@ -45,7 +45,7 @@ TEST(Requests, OnesOwnProcessorIsLeftAlone) {
   Requests::enter(processor.party);
   requests.shoot_down(kFlushInline, processor.cpu.get());
   EXPECT_EQ(processor.cpu->requests, 0U);
-  EXPECT_EQ(processor.cpu->run, 1U);
+  EXPECT_EQ(processor.cpu->run, kRunning);
   Requests::leave(processor.party);
 }
 
