@@ -60,8 +60,8 @@ Result<std::unique_ptr<KvmVcpu>> KvmVcpu::create(std::shared_ptr<const System> s
   return vcpu;
 }
 
-// The guest learns of the host's immunities. Some KVMs know them and let no guest have them (on AMD's processors): the
-// guest must not be told to look there then.
+// The guest learns of the host's immunities. Some KVMs know them and let no guest have them (on AMD's
+// processors): the guest must not be told to look there then.
 Result<void> KvmVcpu::set_up_immunities() {
   const CpuMsr immunities{.index = msr::kArchCapabilities, .value = system_->arch_capabilities()};
   if (immunities.value == 0 || write_msrs(fd_.get(), std::span(&immunities, 1))) {

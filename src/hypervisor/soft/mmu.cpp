@@ -108,6 +108,7 @@ std::uint8_t* Mmu::in_line(std::uint64_t linear, std::uint32_t size, bool write)
   const std::size_t index = line_index(linear);
   const std::uint64_t tag = write ? bank.write_tag[index] : bank.read_tag[index];
   if (tag - cpu_.tag_bias + linear + size - 1 < kPageSize) [[likely]] {
+    // Addresses of host memory come as numbers. NOLINTNEXTLINE(performance-no-int-to-ptr)
     return reinterpret_cast<std::uint8_t*>(linear + bank.addend[index]);
   }
   return nullptr;

@@ -226,9 +226,8 @@ Outcome Stepper::run(const Insn& insn, const std::uint8_t** thunk) {
   } else if (insn.op == Op::kLea || (insn.op >= Op::kMoveFromSegment && insn.op <= Op::kTranslateByte) ||
              (insn.op >= Op::kDivide && insn.op <= Op::kDecimalAdjust)) {
     outcome = execute_integer(core_, insn);
-  } else if (insn.op >= Op::kPush && insn.op <= Op::kBound) {
-    outcome = execute_control(core_, insn);
-  } else if (insn.op >= Op::kClearCarry && insn.op <= Op::kSalc) {
+  } else if ((insn.op >= Op::kPush && insn.op <= Op::kBound) ||
+             (insn.op >= Op::kClearCarry && insn.op <= Op::kSalc)) {
     outcome = execute_control(core_, insn);
   } else if (insn.op >= Op::kIn && insn.op <= Op::kCompareString) {
     outcome = execute_string(core_, insn);
