@@ -73,7 +73,8 @@ class Judge {
       return "";
     }
     // Whether a masked byte store touches what its mask leaves out is the processor's own affair.
-    if (insn_.op == Op::kMaskMoveBytes && !ended() && guest_.vector == vec::kBp) {
+    const bool got_past = guest_.vector == vec::kBp || guest_.rip == case_.rip + insn_.length;
+    if (insn_.op == Op::kMaskMoveBytes && !ended() && got_past) {
       return "";
     }
     if (native_.vector != guest_.vector) {
@@ -219,6 +220,16 @@ bool same_on_amd(const Insn& insn) {
       return insn.repeat == 0;  // flags after a fault
     case Op::kCompareString:    // and which operand is read first
       return false;
+    case Op::kMoveString:
+    case Op::kStoreString:
+    case Op::kLoadString:
+      return insn.repeat == 0 || insn.address_size == 8;  // the count's upper half where its lower one is 0
+    case Op::kBitTest:
+    case Op::kBitSet:
+    case Op::kBitReset:
+    case Op::kBitComplement:
+      return insn.segment != kFs &&
+             insn.segment != kGs;  // also #GP where the address without the base is not canonical
     default:
       break;
   }
