@@ -75,7 +75,7 @@ bool BlockEmitter::emit(std::uint64_t gpa, EmittedBlock& block) {
     scratch_.starts.push_back(out_->size());
     if (offset_ >= static_cast<std::int64_t>(kPageSize) || block.instructions >= kMaxBlockInstructions ||
         out_->full()) {
-      jump_to(offset_);
+      go_on_at(offset_, mode_.bank);
       break;
     }
     if (block.instructions == scratch_.insns.size()) {
@@ -172,11 +172,25 @@ void BlockEmitter::branch_link(std::size_t from, std::int64_t target_offset) {
   const bool near = target_offset >= 0 && target_offset < 4096;
   scratch_.cold.push_back({.kind = near ? ColdCode::Kind::kLink : ColdCode::Kind::kFarJump,
                            .from = from,
-                           .page_offset = near ? static_cast<std::uint32_t>(target_offset) : 0,
-                           .target = target_offset});
+                           .page_offset = static_cast<std::uint32_t>(near ? target_offset : offset_),
+                           .target = target_offset,
+                           .next_mark = block_->instructions});
 }
 
-void BlockEmitter::jump_to(std::int64_t target_offset, Bank bank) {
+// On behind the present instruction, elsewhere than in this block.
+void BlockEmitter::go_on_at(std::int64_t target_offset, Bank bank) {
+  if (target_offset < 4096) {
+    align_jump(1);
+    branch_link(out_->jump_later(), target_offset);
+    return;
+  }
+  out_->load(kAddress, kPageAddress);
+  out_->lea(kAddress, kAddress, static_cast<std::int32_t>(target_offset));
+  out_->place_at(indirect(bank), stubs_.miss);
+}
+
+// `stack_change`: what the instruction has added to RSP.
+void BlockEmitter::jump_to(std::int64_t target_offset, std::int32_t stack_change) {
   if (target_offset >= 0 && target_offset < 4096) {
     align_jump(1);
     branch_link(out_->jump_later(), target_offset);
@@ -184,11 +198,27 @@ void BlockEmitter::jump_to(std::int64_t target_offset, Bank bank) {
   }
   out_->load(kAddress, kPageAddress);
   out_->lea(kAddress, kAddress, static_cast<std::int32_t>(target_offset));
-  indirect(bank);
+  indirect_jump(stack_change);
 }
 
-// Goes on at the linear address in kAddress, as code of `bank`.
-void BlockEmitter::indirect(Bank bank) {
+// To the linear address in kAddress.
+void BlockEmitter::indirect_jump(std::int32_t stack_change) {
+  const std::size_t miss = indirect(mode_.bank);
+  scratch_.cold.push_back({.kind = ColdCode::Kind::kMiss,
+                           .from = miss,
+                           .page_offset = static_cast<std::uint32_t>(offset_),
+                           .stack_change = stack_change,
+                           .next_mark = block_->instructions});
+}
+
+void BlockEmitter::miss_call(const ColdCode& cold) {
+  out_->call(stubs_.miss_of_jump);
+  call_site(cold.page_offset, cold.next_mark - 1, 0, 0, cold.stack_change);
+}
+
+// Goes on at the linear address in kAddress, as code of `bank`. Returns the jump of those who find no
+// translation.
+std::size_t BlockEmitter::indirect(Bank bank) {
   out_->rotate(kAddend, kAddress, kJumpBits);
   out_->lea(kAddend, kAddend, kAddress, 0, 0);
   out_->extract(kAddend, kAddend, offset32(offsetof(Cpu, jump_mask)));
@@ -198,8 +228,9 @@ void BlockEmitter::indirect(Bank bank) {
     // What remains may be any number but 1: addresses side by side have different entries.
     out_->extract(kTemp, kTemp, offset32(offsetof(Cpu, half_mask)));
   }
-  out_->place_at(miss_unless_hit(), stubs_.miss);
+  const std::size_t miss = miss_unless_hit();
   out_->jump_indexed(kAddend, jump_offset(bank, offsetof(JumpBank, code)));
+  return miss;
 }
 
 void BlockEmitter::slow_call(const ColdCode& cold) {
@@ -246,7 +277,11 @@ void BlockEmitter::emit_cold() {
       case ColdCode::Kind::kFarJump:
         out_->load(kAddress, kPageAddress);
         out_->lea(kAddress, kAddress, static_cast<std::int32_t>(cold.target));
-        indirect();
+        out_->place(indirect(mode_.bank));
+        miss_call(cold);
+        break;
+      case ColdCode::Kind::kMiss:
+        miss_call(cold);
         break;
       case ColdCode::Kind::kLeave:
         out_->constant(kAddress, cold.page_offset);

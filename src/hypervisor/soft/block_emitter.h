@@ -28,9 +28,10 @@ struct __attribute__((packed)) CallSite {
   std::uint8_t size;          // slow accesses: bytes; special instructions: 0 where it is yet to be decoded
   std::uint8_t access;  // slow accesses: an Access, and kPlainFault; special instructions: whether the block
                         // may go on
-  std::int32_t next;  // from here to the code of the next instruction; links: to the jump to be patched, and
-                      // behind the site stands the guest's page, in 64 bits; special instructions: from
-                      // behind the site to the decoded Insn
+  std::int32_t
+      next;  // jumps that miss: what they have added to RSP; others: from here to the code of the next
+             // instruction; links: to the jump to be patched, and behind the site stands the guest's page, in
+             // 64 bits; special instructions: from behind the site to the decoded Insn
 };
 
 // In CallSite::access: where this access meets a page fault, so does the instruction, and has done nothing.
@@ -48,6 +49,8 @@ struct Stubs {
   const std::uint8_t* link = nullptr;
   // Jumped to: goes on at the linear address in kAddress, whose translation is not in the jump cache.
   const std::uint8_t* miss = nullptr;
+  // Called: the same, of a jump, which faults where that address is not canonical.
+  const std::uint8_t* miss_of_jump = nullptr;
   // Jumped to: rip = page_address + kAddress, and out.
   const std::uint8_t* leave_at = nullptr;
   // The same, and cpu.step_next is set.
@@ -96,6 +99,7 @@ struct ColdCode {
     kLink,
     kFarJump,
     kLeave,
+    kMiss,
     kVectors,
     kSpecial
   } kind = Kind::kSlow;
@@ -104,7 +108,8 @@ struct ColdCode {
   bool forget = false;   // kAlone: what `slot` holds
   std::uint8_t slot = 0;
   std::uint32_t page_offset = 0;
-  std::int64_t target = 0;  // kFarJump: relative to the page
+  std::int64_t target = 0;        // kFarJump: relative to the page
+  std::int32_t stack_change = 0;  // kMiss: what the instruction has added to RSP
   std::uint8_t size = 0;
   std::uint8_t access = 0;
   bool plain_fault = false;
@@ -189,11 +194,12 @@ class BlockEmitter final {
   void push_temp_at_probe();
   void begin_push(bool push_planned = true);
   void conditional(const Insn& insn);
-  void jump_to(std::int64_t target_offset) { jump_to(target_offset, mode_.bank); }
-  void jump_to(std::int64_t target_offset, Bank bank);
+  void go_on_at(std::int64_t target_offset, Bank bank);
+  void jump_to(std::int64_t target_offset, std::int32_t stack_change = 0);
   void branch_link(std::size_t from, std::int64_t target_offset);
-  void indirect(Bank bank);
-  void indirect() { indirect(mode_.bank); }
+  [[nodiscard]] std::size_t indirect(Bank bank);
+  void indirect_jump(std::int32_t stack_change);
+  void miss_call(const ColdCode& cold);
   void read_tsc(const Insn& insn);
   // Whether nothing behind such an instruction belongs to the same block.
   [[nodiscard]] static bool ends_straight_line(Op op);

@@ -361,7 +361,7 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
         return Flow::kContinue;
       }
       set_ac(insn.op == Op::kSetAc);
-      jump_to(next_offset(insn), bank);
+      go_on_at(next_offset(insn), bank);
       return Flow::kEnd;
     }
     case Op::kCall:
@@ -385,7 +385,7 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
       out_->load(kTemp, kPageAddress);
       out_->lea(kTemp, kTemp, static_cast<std::int32_t>(next_offset(insn)));
       push_temp_at_probe();
-      jump_to(branch_target(insn));
+      jump_to(branch_target(insn), -8);
       return Flow::kEnd;
     case Op::kCallIndirect:
     case Op::kJumpIndirect:
@@ -410,24 +410,26 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
         push_temp_at_probe();
         out_->load(kAddress, kKept);
       }
-      indirect();
+      indirect_jump(insn.op == Op::kCallIndirect ? -8 : 0);
       return Flow::kEnd;
     case Op::kReturn:
-    case Op::kReturnImm:
+    case Op::kReturnImm: {
+      const std::int32_t taken =
+          8 + (insn.op == Op::kReturnImm ? static_cast<std::int32_t>(insn.immediate) : 0);
       out_->move(kAddress, home_of(kRsp));
       access(8, false);
       out_->load_guest(kAddress, kAddress, kAddend);
-      out_->lea(home_of(kRsp), home_of(kRsp),
-                8 + (insn.op == Op::kReturnImm ? static_cast<std::int32_t>(insn.immediate) : 0));
-      indirect();
+      out_->lea(home_of(kRsp), home_of(kRsp), taken);
+      indirect_jump(taken);
       return Flow::kEnd;
+    }
     case Op::kJump:
       jump_to(branch_target(insn));
       return Flow::kEnd;
     default:
       conditional(insn);
       if (count_) {
-        jump_to(next_offset(insn));  // every way out of a block is behind its last instruction
+        go_on_at(next_offset(insn), mode_.bank);  // every way out of a block is behind its last instruction
         return Flow::kEnd;
       }
       return Flow::kContinue;
@@ -510,7 +512,8 @@ bool BlockEmitter::goes_on_after_next() const {
     return false;
   }
   const Op op = scratch_.insns[next].op;
-  return !ends_straight_line(op) && !is_conditional(op);
+  // STAC and CLAC may end it.
+  return !ends_straight_line(op) && !is_conditional(op) && op != Op::kSetAc && op != Op::kClearAc;
 }
 
 void BlockEmitter::swap_gs() {

@@ -46,7 +46,9 @@ std::size_t BlockTable::slot_of(std::uint64_t key) const {
 }
 
 BlockEntries BlockTable::entries(std::uint64_t key) const {
-  return std::bit_cast<BlockEntries>(load(slots_[slot_of(key)].entries));
+  Slot& slot = slots_[slot_of(key)];
+  // Where it was free, it may be somebody else's by now; once it has a key, it keeps that.
+  return load(slot.key) == key + 1 ? std::bit_cast<BlockEntries>(load(slot.entries)) : BlockEntries{};
 }
 
 TableBlock* BlockTable::find(std::uint64_t key) const {

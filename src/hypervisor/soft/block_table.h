@@ -1,6 +1,7 @@
 // The translations of a VM, by what they were made of.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -59,7 +60,7 @@ class BlockTable final {
     bool any = false;
     for (TableBlock** link = &page->second; *link != nullptr;) {
       TableBlock& block = **link;
-      if (block.gpa >= gpa + size || gpa >= block.gpa + block.guest_bytes) {
+      if (block.gpa >= gpa + size || gpa >= block.gpa + std::max(block.guest_bytes, 1U)) {
         link = &block.next_of_page;
         continue;
       }

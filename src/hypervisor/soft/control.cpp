@@ -32,14 +32,14 @@ Outcome jump(Core& core, const Insn& insn, std::uint64_t target) {
 
 Outcome call(Core& core, const Insn& insn, std::uint64_t target) {
   Cpu& cpu = core.cpu;
-  const std::uint64_t here = cpu.rip;
-  const std::uint64_t back = next_rip(cpu, insn);
-  if (!set_rip(cpu, target, insn.operand_size)) {
-    return Outcome::kFault;
-  }
-  if (!push(core, back, insn.operand_size)) {
-    cpu.rip = here;
+  const std::uint64_t sp = cpu.gpr[kRsp];
+  // In this order, as processors of both makers do it; the SDM says it the other way round.
+  if (!push(core, next_rip(cpu, insn), insn.operand_size)) {
     return core.mmu.stopped();
+  }
+  if (!set_rip(cpu, target, insn.operand_size)) {
+    cpu.gpr[kRsp] = sp;
+    return Outcome::kFault;
   }
   return Outcome::kJump;
 }

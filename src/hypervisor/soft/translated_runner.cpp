@@ -266,6 +266,21 @@ const std::uint8_t* TranslatedRunner::miss(std::uint64_t linear) {
   return go_on();
 }
 
+// The jump itself faults where its target is not canonical; what a call has pushed stays, as on processors.
+const std::uint8_t* TranslatedRunner::miss_of_jump(const CallSite& site, std::uint64_t linear) {
+  if (canonical(linear)) [[likely]] {
+    return miss(linear);
+  }
+  Cpu& cpu = core_.cpu;
+  cpu.rip = cpu.page_address + site.page_offset;
+  cpu.gpr[kRsp] -= static_cast<std::uint64_t>(std::int64_t{site.next});
+  if (count_) {
+    cpu.instructions_left += site.unspent;
+  }
+  (void)cpu.raise(vec::kGp, 0);
+  return leave(Outcome::kFault);
+}
+
 const std::uint8_t* RunnerCalls::slow(Cpu* cpu, const CallSite* site, std::uint64_t linear,
                                       std::uint64_t vectors_here) {
   cpu->scratch[2] = 0;
@@ -280,6 +295,11 @@ const std::uint8_t* RunnerCalls::link(Cpu* cpu, const CallSite* site, std::uint6
                                       std::uint64_t /*vectors_here*/) {
   cpu->scratch[2] = 0;
   return runner_of(cpu).link(*site);
+}
+const std::uint8_t* RunnerCalls::miss_of_jump(Cpu* cpu, const CallSite* site, std::uint64_t linear,
+                                              std::uint64_t /*vectors_here*/) {
+  cpu->scratch[2] = 0;
+  return runner_of(cpu).miss_of_jump(*site, linear);
 }
 const std::uint8_t* RunnerCalls::miss(Cpu* cpu, const CallSite* /*site*/, std::uint64_t linear,
                                       std::uint64_t /*vectors_here*/) {

@@ -77,6 +77,7 @@ Stubs emit_stubs(Emitter& out) {
   stubs.special = emit_call_stub(out, stubs.trampolines, RunnerCalls::special, true);
   stubs.link = emit_call_stub(out, stubs.trampolines, RunnerCalls::link, true);
   stubs.miss = emit_call_stub(out, stubs.trampolines, RunnerCalls::miss, false);
+  stubs.miss_of_jump = emit_call_stub(out, stubs.trampolines, RunnerCalls::miss_of_jump, true);
   stubs.leave_to_step = out.here();
   out.store_constant(offset32(offsetof(Cpu, step_next)), 1);
   stubs.leave_at = out.here();
@@ -240,6 +241,7 @@ BlockEntries Translator::Impl::translate(const Translation& where, const BlockMo
     Cpu& cpu;
     Mmu& mmu;
     bool locked = false;
+    bool lost = false;  // written, or about to be watched by another processor, while it was read
     std::array<std::uint8_t, kMaxInsnLength> bytes{};
   } source{shared, where, cpu, mmu};
   const auto fetch = [](void* context, std::uint32_t page_offset) -> std::span<const std::uint8_t> {
@@ -250,7 +252,8 @@ BlockEntries Translator::Impl::translate(const Translation& where, const BlockMo
     if (!from.locked) {
       from.shared.watch_code(from.where.page, gpa, size, from.cpu, from.mmu);
     } else if (!SharedCode::watch_more(from.where.page, gpa, size)) {
-      return {};  // written meanwhile
+      from.lost = true;
+      return {};
     }
     std::memcpy(from.bytes.data(), from.where.page.host + page_offset, size);
     return std::span(from.bytes).first(size);
@@ -280,7 +283,7 @@ BlockEntries Translator::Impl::translate(const Translation& where, const BlockMo
         BlockEmitter emitter(straight_out, cold_out, stubs, mode, shared.options().virtual_clock, quick_loop,
                              scratch, fetch, &source);
         EmittedBlock emitted;
-        if (!emitter.emit(where.gpa, emitted)) {
+        if (!emitter.emit(where.gpa, emitted) || source.lost) {
           return {};
         }
         if (where.page.info->version.load(std::memory_order_acquire) != version) {
@@ -333,7 +336,7 @@ void Translator::Impl::kill_in(std::uint64_t gpa, std::uint64_t size) {
     for (const TableBlock::Incoming& in : block.incoming) {
       patch_displacement(code.writable_of(in.displacement), in.unlinked);
     }
-    block.incoming.clear();
+    block.incoming = {};  // its memory, too: the block stays for long
     ++statistics.killed;
   });
   if (any) {

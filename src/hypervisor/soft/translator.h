@@ -122,6 +122,7 @@ class TranslatedRunner final {
                                                 const std::uint8_t* resume, bool vectors_here);
   [[nodiscard]] const std::uint8_t* link(const CallSite& site);
   [[nodiscard]] const std::uint8_t* miss(std::uint64_t linear);
+  [[nodiscard]] const std::uint8_t* miss_of_jump(const CallSite& site, std::uint64_t linear);
   [[nodiscard]] const std::uint8_t* go_on();
   [[nodiscard]] const std::uint8_t* leave(Outcome outcome);
   [[nodiscard]] bool attention() const;
@@ -148,6 +149,8 @@ struct RunnerCalls {
                                      std::uint64_t vectors_here);
   static const std::uint8_t* link(Cpu* cpu, const CallSite* site, std::uint64_t linear,
                                   std::uint64_t vectors_here);
+  static const std::uint8_t* miss_of_jump(Cpu* cpu, const CallSite* site, std::uint64_t linear,
+                                          std::uint64_t vectors_here);
   static const std::uint8_t* miss(Cpu* cpu, const CallSite* site, std::uint64_t linear,
                                   std::uint64_t vectors_here);
 };

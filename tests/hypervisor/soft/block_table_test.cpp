@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <thread>
 #include <vector>
 
 namespace wisp::soft {
@@ -69,6 +71,44 @@ TEST(BlockTable, IsFullBeforeItOverflowsAndEmptyAfterClear) {
   EXPECT_FALSE(table.full());
   EXPECT_EQ(table.find(0), nullptr);
   EXPECT_FALSE(table.take_out(0, 4096, [](const TableBlock&) {}));
+}
+
+// A slot that was free a moment ago may be another's: keys whose search starts at the same slot.
+TEST(BlockTable, NobodyFindsAnothersBlockWhileItIsAdded) {
+  constexpr std::uint64_t kFactor = 0x9e3779b97f4a7c15ULL;  // of the table's hash
+  std::uint64_t inverse = kFactor;
+  for (int i = 0; i < 6; ++i) {
+    inverse *= 2 - kFactor * inverse;
+  }
+  const auto key = [inverse](std::uint64_t slot, std::uint64_t which) {
+    return inverse * (slot << 47 | which);
+  };
+  std::uint64_t wrong = 0;
+  for (int round = 0; round < 3; ++round) {
+    BlockTable table;
+    std::atomic<std::uint64_t> at = 0;
+    std::atomic<bool> stop = false;
+    std::thread reader([&] {
+      while (!stop.load(std::memory_order_relaxed)) {
+        const std::uint64_t from = at.load(std::memory_order_relaxed);
+        for (std::uint64_t i = from; i < from + 4; ++i) {
+          wrong += table.entries(key(i, 77)).outer != 0 ? 1U : 0U;
+        }
+      }
+    });
+    for (std::uint64_t i = 0; i < 90'000; ++i) {
+      TableBlock& block = table.make();
+      block.gpa = i << 12;
+      block.key = key(i, 5);
+      block.guest_bytes = 4;
+      block.entries = {.outer = 8, .inner = 16};
+      table.add(block);
+      at.store(i + 1, std::memory_order_relaxed);
+    }
+    stop = true;
+    reader.join();
+  }
+  EXPECT_EQ(wrong, 0U);
 }
 
 }  // namespace

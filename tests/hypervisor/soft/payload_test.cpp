@@ -183,6 +183,7 @@ TEST_P(Payload, InterruptBehindStiWhereverItsBlockGoes) {
       {"return", 0, {0xc3}, kReturnTo},
       {"last of its page", 0xfff, {0x90}, 0x1001},
       {"straight on", 0, {0x90}, 0x02},
+      {"STAC, which ends it", 0, {0x0f, 0x01, 0xcb}, 0x04},
   };
   std::uint64_t pages = 0x50000;
   for (const Case& one : cases) {
@@ -218,6 +219,37 @@ TEST_P(Payload, InterruptBehindStiWhereverItsBlockGoes) {
         EXPECT_EQ(cpu().rip, pages + one.to);
       }
     }
+  }
+}
+
+// A jump to where no address is faults itself, with its own stack pointer.
+TEST_P(Payload, JumpsToNowhereFaultThemselves) {
+  struct Case {
+    const char* name;
+    std::vector<std::uint8_t> bytes;
+  };
+  const std::vector<Case> cases{{"ret", {0xc3}},
+                                {"ret 16", {0xc2, 0x10, 0x00}},
+                                {"jmp rax", {0xff, 0xe0}},
+                                {"jmp [rsp]", {0xff, 0x24, 0x24}},
+                                {"call rax", {0xff, 0xd0}},
+                                {"call [rsp]", {0xff, 0x14, 0x24}}};
+  gate(vec::kGp, kHandler, 1);
+  code(kHandler, {0xf4});
+  std::uint64_t at = kCode;
+  for (const Case& one : cases) {
+    SCOPED_TRACE(one.name);
+    ram_[at] = 0x90;
+    std::ranges::copy(one.bytes, ram_ + at + 1);
+    cpu().rip = at;
+    cpu().gpr[kRax] = std::uint64_t{1} << 62;
+    cpu().gpr[kRsp] = kStack - 0x1000;
+    put(kStack - 0x1000, std::uint64_t{1} << 62);
+    run_to_halt();
+    EXPECT_EQ(get(kIst - 48), 0U);  // the error code
+    EXPECT_EQ(get(kIst - 40), at + 1);
+    EXPECT_EQ(get(kIst - 16), kStack - 0x1000);
+    at += 16;
   }
 }
 
