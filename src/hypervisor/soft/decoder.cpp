@@ -374,7 +374,7 @@ class Decoder final {
     const std::uint32_t bits = spec.bits;
     insn_.writes_flags = (bits & tables::kFlags) != 0;
     const auto bit = [bits](std::uint32_t which, Gpr reg) -> std::uint16_t {
-      return (bits & which) != 0 ? static_cast<std::uint16_t>(1U << reg) : 0;
+      return (bits & which) != 0 ? static_cast<std::uint16_t>(1U << reg) : std::uint16_t{0};
     };
     insn_.implicit_reads = static_cast<std::uint16_t>(
         bit(tables::kReadsCl, kRcx) | bit(tables::kReadsRax, kRax) | bit(tables::kReadsRdx, kRdx));

@@ -27,7 +27,7 @@ bool port_allowed(Core& core, std::uint16_t port, std::uint32_t size) {
   if (!core.mmu.load(tss.base + at, bits, As::kSystem)) {
     return false;
   }
-  if ((bits >> (port & 7U) & ((1U << size) - 1)) != 0) {
+  if ((std::uint32_t{bits} >> (port & 7U) & ((1U << size) - 1)) != 0) {
     return cpu.raise(vec::kGp, 0);
   }
   return true;
