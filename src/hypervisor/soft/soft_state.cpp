@@ -223,7 +223,17 @@ Result<void> set_special_regs(Cpu& cpu, const CpuSpecialRegs& sregs) {
 }
 
 std::vector<std::uint8_t> xsave_of(const Cpu& cpu) {
-  return {cpu.vectors.begin(), cpu.vectors.end()};
+  constexpr std::uint64_t kSse = 2;
+  constexpr std::uint32_t kMxcsrInit = 0x1f80;
+  std::vector<std::uint8_t> area(cpu.vectors.begin(), cpu.vectors.end());
+  const auto components = load_le<std::uint64_t>(area.data() + kXsaveHeader);
+  if ((components & kSse) == 0 && load_le<std::uint32_t>(area.data() + kMxcsr) != kMxcsrInit) {
+    // The host's processor calls the component initial by the registers alone, but whoever loads the area
+    // takes MXCSR from it only where the component is there.
+    std::fill_n(area.begin() + kXmmStart, kAvxSize, std::uint8_t{0});
+    store_le(area.data() + kXsaveHeader, components | kSse);
+  }
+  return area;
 }
 
 Result<void> set_xsave(Cpu& cpu, std::span<const std::uint8_t> area, std::uint64_t allowed) {
