@@ -257,6 +257,9 @@ Outcome Stepper::run(const Insn& insn, const std::uint8_t** thunk) {
       break;
   }
   cpu.io.answer_count = 0;
+  // Of loads of SS in a row only the first holds interrupts back (SDM volume 2, MOV), or a guest of nothing
+  // else could never be stopped.
+  cpu.interrupt_shadow = static_cast<std::uint8_t>(cpu.interrupt_shadow & ~(shadow & 2U));
   --cpu.instructions_left;
   if (resume && insn.op != Op::kInterruptReturn && outcome != Outcome::kTrap) {
     cpu.other_flags &= ~flag::kRf;
