@@ -132,7 +132,7 @@ struct IoState {
     std::uint64_t address = 0;
     std::array<std::uint8_t, 8> data{};
   };
-  static constexpr std::size_t kMax = 8;
+  static constexpr std::size_t kMax = 128;  // XSAVE of all there is to a device takes 108
   std::array<Access, kMax> answers{};  // reads that the machine answered for this instruction
   std::uint32_t answer_count = 0;
   std::uint32_t answers_used = 0;  // by this run of the instruction
@@ -267,6 +267,7 @@ struct alignas(4096) Cpu {
   bool halted = false;
   std::uint8_t cpl = 0;  // SS.DPL, cached
   Fault fault{};
+  std::uint64_t breakpoint_hits = 0;  // of DR7's data breakpoints, in bits of DR6, by the present instruction
   IoState io{};
   std::uint64_t instruction_goal = 0;       // see retired()
   std::atomic<std::uint32_t> requests = 0;  // of other threads: see requests.h

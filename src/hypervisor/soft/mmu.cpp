@@ -159,6 +159,7 @@ bool Mmu::read_part(std::uint64_t linear, std::uint8_t* out, std::uint32_t size,
 }
 
 bool Mmu::read(std::uint64_t linear, void* out, std::uint32_t size, As as) {
+  watch(linear, size, false, as);
   auto* bytes = static_cast<std::uint8_t*>(out);
   if (as == As::kCode) {
     if (const std::uint8_t* host = in_line(linear, size, false)) [[likely]] {
@@ -191,6 +192,7 @@ bool Mmu::write_part(const Translation& where, const std::uint8_t* in, std::uint
 }
 
 bool Mmu::write(std::uint64_t linear, const void* in, std::uint32_t size, As as) {
+  watch(linear, size, true, as);
   const auto* bytes = static_cast<const std::uint8_t*>(in);
   if (as == As::kCode) {
     if (std::uint8_t* host = in_line(linear, size, true)) [[likely]] {
@@ -218,6 +220,7 @@ bool Mmu::write(std::uint64_t linear, const void* in, std::uint32_t size, As as)
 
 std::uint8_t* Mmu::pin(std::uint64_t linear, std::uint32_t size, Access access, As as) {
   const bool write = access == Access::kWrite;
+  watch(linear, size, write, as);
   if (as == As::kCode) {
     if (std::uint8_t* host = in_line(linear, size, write)) [[likely]] {
       return host;

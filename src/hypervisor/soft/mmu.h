@@ -12,6 +12,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "hypervisor/soft/breakpoints.h"
 #include "hypervisor/soft/cpu.h"
 #include "hypervisor/soft/physical_memory.h"
 
@@ -120,6 +121,11 @@ class Mmu final {
   [[nodiscard]] bool write_part(const Translation& where, const std::uint8_t* in, std::uint32_t size);
   [[nodiscard]] bool read_device(std::uint64_t gpa, std::uint8_t* out, std::uint32_t size);
   void write_device(std::uint64_t gpa, const std::uint8_t* in, std::uint32_t size);
+  void watch(std::uint64_t linear, std::uint32_t size, bool write, As as) {
+    if (as == As::kCode) {
+      note_breakpoints(cpu_, linear, size, write ? Watched::kWrite : Watched::kRead);
+    }
+  }
   [[nodiscard]] std::uint64_t context() const;
   void clear_line(std::size_t bank, std::size_t index);
 

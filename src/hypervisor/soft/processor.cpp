@@ -13,6 +13,7 @@
 namespace wisp::soft {
 namespace {
 
+constexpr std::uint64_t kDr6SingleStep = 1U << 14;
 constexpr std::size_t kGuard = 4096;
 constexpr std::size_t kStack =
     64U << 10;  // of generated code and of signal handlers in it: right below the Cpu
@@ -68,8 +69,8 @@ class ProcessorImpl final : public Processor {
   [[nodiscard]] std::string describe_work() const override;
 
  private:
-  // True where the run ends, with `stop` set.
-  bool finish(Outcome outcome, bool trap_flag, Stop& stop);
+  // True where the run ends, with `stop` set. `trap`: bits of DR6, for a #DB behind the instruction.
+  bool finish(Outcome outcome, std::uint64_t trap, Stop& stop);
   [[nodiscard]] bool deliver(EventKind kind, std::uint8_t length = 0);
   [[nodiscard]] bool instruction_breakpoint();
 
@@ -107,7 +108,7 @@ bool ProcessorImpl::instruction_breakpoint() {
   return true;
 }
 
-bool ProcessorImpl::finish(Outcome outcome, bool trap_flag, Stop& stop) {
+bool ProcessorImpl::finish(Outcome outcome, std::uint64_t trap, Stop& stop) {
   Cpu& cpu = core_.cpu;
   switch (outcome) {
     case Outcome::kNext:
@@ -138,8 +139,8 @@ bool ProcessorImpl::finish(Outcome outcome, bool trap_flag, Stop& stop) {
       stop = Stop::kShutdown;
       return true;
   }
-  if (trap_flag) {
-    cpu.fault = {.vector = vec::kDb, .address = 1U << 14};  // DR6.BS
+  if (trap != 0) {
+    cpu.fault = {.vector = vec::kDb, .address = trap};
     if (!deliver(EventKind::kTrap)) {
       stop = Stop::kShutdown;
       return true;
@@ -164,7 +165,7 @@ Processor::Stop ProcessorImpl::run() {
     Stop stop = Stop::kAttention;
     if (runner_ && cpu.io.answer_count == 0 && runner_->ready()) {
       const Outcome outcome = runner_->run();
-      if (finish(outcome, false, stop)) {
+      if (finish(outcome, 0, stop)) {
         return stop;
       }
       continue;
@@ -177,10 +178,14 @@ Processor::Stop ProcessorImpl::run() {
       continue;
     }
     const std::uint8_t shadow = cpu.interrupt_shadow;
+    const std::uint64_t hits_before = cpu.breakpoint_hits;
     const Outcome outcome = stepper_->step();
-    // MOV SS holds a single-step trap back with everything else.
+    // MOV SS holds a debug trap back with everything else: that of a single step for good, those of
+    // breakpoints until behind the next instruction.
     const bool held = (cpu.interrupt_shadow & 2) != 0 && (shadow & 2) == 0;
-    if (finish(outcome, trap_flag && !held, stop)) {
+    const std::uint64_t trap = held ? 0 : cpu.breakpoint_hits | (trap_flag ? kDr6SingleStep : 0);
+    cpu.breakpoint_hits = held ? cpu.breakpoint_hits : outcome == Outcome::kIo ? hits_before : 0;
+    if (finish(outcome, trap, stop)) {
       return stop;
     }
   }

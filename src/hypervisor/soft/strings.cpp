@@ -33,6 +33,7 @@ bool read_port(Core& core, std::uint16_t port, std::uint32_t size, std::uint64_t
     }
     bytes = io.answers[io.answers_used++].data;
   }
+  note_breakpoints(core.cpu, port, size, Watched::kPort);
   value = 0;
   std::memcpy(&value, bytes.data(), size);
   return true;
@@ -44,6 +45,7 @@ bool write_port(Core& core, std::uint16_t port, std::uint32_t size, std::uint64_
   if (io.write_count == IoState::kMax) {
     return false;
   }
+  note_breakpoints(core.cpu, port, size, Watched::kPort);
   std::array<std::uint8_t, 8> bytes{};
   std::memcpy(bytes.data(), &value, size);
   if (!core.env.port_write(port, std::span(bytes.data(), size))) {
@@ -116,8 +118,8 @@ class StringInstruction final {
 
  private:
   Outcome repeat() {
-    // With the trap flag every iteration is a step.
-    std::uint64_t budget = (cpu_.other_flags & flag::kTf) != 0 ? 1 : kBudget;
+    // With the trap flag every iteration is a step, and breakpoints come behind the iteration that hits them.
+    std::uint64_t budget = debug_active(cpu_) ? 1 : kBudget;
     while (count() != 0) {
       const std::uint32_t writes = cpu_.io.write_count;
       std::uint64_t elements = budget > 1 ? many(budget / size_) : 0;
