@@ -26,6 +26,9 @@ struct ExecutionOptions {
   // What translated code compares with; empty: what this host's processor is quicker at
   // (HostFeatures::quick_loop).
   std::optional<bool> quick_loop = {};
+  // With a virtual clock: Vcpu::run() returns InterruptedExit each so many instructions, and after each idle
+  // time, for whoever compares two runs; 0: it does not.
+  std::uint64_t pause_every = 0;
   // Say at the end of the VM what the executors did.
   bool statistics = false;
 };

@@ -201,8 +201,15 @@ void SoftVcpu::arm_timer() {
     constexpr std::uint64_t kNoEnd = 1ULL << 40;
     const std::uint64_t now = parts_.clock.now_ns();
     std::uint64_t budget = !next ? kNoEnd : *next > now ? std::min(*next - now, kNoEnd) : 0;
+    // An instruction that waits for a device may stand beyond the next look.
+    const auto look_at = [&budget, retired = cpu().retired()](std::uint64_t count) {
+      budget = std::min(budget, count > retired ? count - retired : 0);
+    };
     if (parts_.state_log != nullptr) {
-      budget = std::min(budget, parts_.state_log->next() - cpu().retired());
+      look_at(parts_.state_log->next());
+    }
+    if (parts_.pause_every != 0) {
+      look_at(next_pause_);
     }
     cpu().set_budget(budget);
     return;
@@ -249,6 +256,15 @@ void SoftVcpu::sleep_virtually(std::optional<std::uint64_t> until) {
 
 std::uint64_t SoftVcpu::virtual_ns() const {
   return parts_.virtual_clock != nullptr ? parts_.virtual_clock->now_ns() : 0;
+}
+
+bool SoftVcpu::pause_due() {
+  const std::uint64_t retired = cpu().retired();
+  if (parts_.pause_every == 0 || retired < next_pause_) {
+    return false;
+  }
+  next_pause_ = retired + parts_.pause_every;
+  return true;
 }
 
 // HLT, or the wait for a start-up message.
@@ -316,6 +332,9 @@ Exit SoftVcpu::run() {
       if (parts_.state_log != nullptr) {
         parts_.state_log->look(cpu);
       }
+      if (pause_due()) {
+        return InterruptedExit{};
+      }
       lapic_->poll_timer();
       if (parts_.virtual_clock != nullptr) {
         parts_.chipset.poll_timer();
@@ -333,6 +352,13 @@ Exit SoftVcpu::run() {
         return ShutdownExit{};
       }
       if (stopped_until_woken()) {
+        if (parts_.pause_every != 0) {
+          // Without an end in sight whoever pauses the processor must bring about what wakes it.
+          if (run_state_ == CpuRunState::kRunnable && next_event_ns()) {
+            sleep();
+          }
+          return InterruptedExit{};
+        }
         sleep();
         continue;
       }

@@ -45,6 +45,7 @@ struct SoftVmParts {
   std::shared_ptr<SharedCode> code;
   StateLog* state_log = nullptr;  // with a virtual clock, where one is wanted
   std::uint64_t seed = 0;         // of random numbers with a virtual clock
+  std::uint64_t pause_every = 0;  // instructions, with a virtual clock; 0: never
   std::uint64_t tsc_offset = 0;   // what a fresh processor's counter is more than the machine's
 };
 
@@ -104,6 +105,7 @@ class SoftVcpu final : public Vcpu, private Environment, private EngineMmio {
   void sleep_virtually(std::optional<std::uint64_t> until);
   [[nodiscard]] bool stopped_until_woken();
   void sleep();
+  [[nodiscard]] bool pause_due();
   // Has the processor stop when the next timer of its local APIC is due.
   void arm_timer();
   // Has the processor look at once for what its local APIC would deliver now.
@@ -151,6 +153,7 @@ class SoftVcpu final : public Vcpu, private Environment, private EngineMmio {
   bool thread_prepared_ = false;
   bool nmi_waits_ = false;
   bool clock_unpublished_ = false;  // a state was loaded: the guest's copy of the clock is old
+  std::uint64_t next_pause_ = 0;    // in instructions
   std::uint32_t writes_told_ = 0;   // of cpu.io.writes
   bool read_asked_ = false;         // cpu.io.wanted went out as an exit
   bool access_pending_ = false;     // the last exit was an access, and run() was not called again

@@ -160,6 +160,7 @@ Result<std::unique_ptr<Vcpu>> SoftVm::create_vcpu(std::uint32_t id) {
                                            .code = code_,
                                            .state_log = state_log_.get(),
                                            .seed = code_->options().seed,
+                                           .pause_every = virtual_clock_ ? code_->options().pause_every : 0,
                                            .tsc_offset = tsc_offset_},
                                           {.index = id,
                                            .apic_id = apic_id_of(options_.topology, id),
