@@ -11,6 +11,7 @@
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -26,11 +27,12 @@ namespace wisp::fuzz {
 namespace {
 
 constexpr int kMostExits = 300;
-constexpr int kMostPauses = 40;
+constexpr std::uint64_t kMostPauses = 40;
 constexpr int kMostIdle = 8;
 constexpr int kRounds = 4;
 constexpr std::chrono::microseconds kRound{400};
-constexpr std::chrono::seconds kPatience{10};
+constexpr std::chrono::seconds kPatience{60};      // the host may be busy
+constexpr std::uint64_t kMostCpuNs = 300'000'000;  // of a comparison, beside its other limits
 
 constexpr std::size_t kInterrupted = 0;
 
@@ -69,6 +71,12 @@ class Workers final {
   int running_ = 0;
   std::vector<std::jthread> threads_;
 };
+
+std::uint64_t thread_cpu_ns() {
+  timespec time{};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<std::uint64_t>(time.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(time.tv_nsec);
+}
 
 [[noreturn]] void give_up(const char* what) {
   std::fprintf(stderr, "%s\n", what);
@@ -254,7 +262,11 @@ struct Parting {
 
 class Comparison final {
  public:
-  explicit Comparison(const Program& program) : interpreted_(program, true), translated_(program, false) {}
+  // `apart`: instructions from one action to the next, where the program pauses more often than that.
+  Comparison(const Program& program, std::uint64_t apart)
+      : pauses_for_action_(std::max<std::uint64_t>(1, apart / program.pause_every)),
+        interpreted_(program, true),
+        translated_(program, false) {}
 
   std::optional<Parting> run() {
     if (!interpreted_.start()) {
@@ -263,32 +275,32 @@ class Comparison final {
     if (!translated_.start()) {
       return Parting{.what = "only one of the executors takes the state"};
     }
-    int pauses = 0;
+    std::uint64_t pauses = 0;
     int idle = 0;
-    for (int exits = 0; exits < kMostExits && (pauses < kMostPauses || traced() != 0); ++exits) {
+    for (int exits = 0; exits < kMostExits * static_cast<int>(pauses_for_action_); ++exits) {
       Parting now{.steps = {interpreted_.step(0), translated_.step(0)}};
       const bool end = ends(now.steps[0]);
-      const bool last = end || exits + 1 == kMostExits || pauses + 1 == kMostPauses || idle == kMostIdle;
+      const bool last = end || (thread_cpu_ns() > kMostCpuNs && traced() == 0) ||
+                        pauses + 1 == kMostPauses * pauses_for_action_ || idle == kMostIdle;
       compare(now, last || pauses % 8 == 7);
       if (!now.what.empty()) {
         // What the TLBs hold of tables that changed need not be the same.
         const bool changed = interpreted_.tables_changed() || translated_.tables_changed();
         return changed ? std::nullopt : std::optional(std::move(now));
       }
-      if (end) {
+      if (last) {
         break;
       }
       if (now.steps[0].kind == kInterrupted) {
         ++pauses;
         idle = now.states[0].run_state == CpuRunState::kHalted ? idle + 1 : 0;
-        if (idle > kMostIdle) {
-          break;
-        }
         if (traced() != 0) {
           tell("both", now.steps[0], now.states[0]);
         }
-        interpreted_.act(false);
-        translated_.act(false);
+        if (pauses % pauses_for_action_ == 0) {
+          interpreted_.act(false);
+          translated_.act(false);
+        }
       }
     }
     return std::nullopt;
@@ -312,6 +324,7 @@ class Comparison final {
     }
   }
 
+  const std::uint64_t pauses_for_action_;
   Machine interpreted_;
   Machine translated_;
 };
@@ -321,7 +334,9 @@ bool canonical(std::uint64_t linear) {
 }
 
 void run_differential(const Program& program) {
-  std::optional<Parting> parting = Comparison(program).run();
+  Program first = program;
+  first.pause_every = traced() != 0 ? traced() : program.pause_every;
+  std::optional<Parting> parting = Comparison(first, program.pause_every).run();
   if (!parting) {
     return;
   }
@@ -329,7 +344,7 @@ void run_differential(const Program& program) {
   // jump, and not in it as it should: that is known.
   Program closer = program;
   closer.pause_every = 1;
-  if (const auto exact = Comparison(closer).run()) {
+  if (const auto exact = Comparison(closer, program.pause_every).run()) {
     if (exact->settled && !canonical(exact->states[1].regs.rip)) {
       return;
     }
@@ -357,10 +372,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (size < 16) {
     return -1;
   }
-  Program program = make_program(Input(data, size));
-  if (traced() != 0) {
-    program.pause_every = traced();
-  }
+  const Program program = make_program(Input(data, size));
   if (program.differential) {
     Workers workers;
     workers.start([&program] { run_differential(program); });

@@ -263,12 +263,16 @@ void Machine::apply(const Action& action, bool running) {
     }
     case Action::Kind::kDirtyOn:
       must(vm_->set_dirty_log(true));
+      if (logged_.empty()) {
+        note_logged(running);
+      }
       break;
     case Action::Kind::kDirtyTake:
-      (void)vm_->take_dirty_log((action.a & 1) != 0 ? kLowRam : kFarRam);
+      take_log((action.a & 1) != 0 ? kLowRam : kFarRam, running);
       break;
     case Action::Kind::kDirtyOff:
       must(vm_->set_dirty_log(false));
+      logged_.clear();
       break;
     case Action::Kind::kRemoveMiddle:
       move_middle();
@@ -296,6 +300,31 @@ void Machine::apply(const Action& action, bool running) {
       }
       break;
   }
+}
+
+// Low RAM as it is when a log starts. While vCPUs run nobody can say what that is.
+void Machine::note_logged(bool running) {
+  if (!running) {
+    logged_.assign(memory_.low.data(), memory_.low.data() + kLowSize);
+  }
+}
+
+// What has changed since the last time must be in the log.
+void Machine::take_log(std::uint64_t gpa, bool running) {
+  const auto log = vm_->take_dirty_log(gpa);
+  if (!log || gpa != kLowRam) {
+    return;
+  }
+  for (std::size_t at = 0; at < logged_.size(); at += 0x1000) {
+    const std::size_t page = at / 0x1000;
+    if ((log->at(page / 64) >> (page % 64) & 1) == 0 &&
+        std::memcmp(memory_.low.data() + at, logged_.data() + at, 0x1000) != 0) {
+      std::fprintf(stderr, "page %zu was written, and the dirty log does not say so\n", page);
+      std::abort();
+    }
+  }
+  logged_.clear();
+  note_logged(running);
 }
 
 void Machine::move_middle() {

@@ -54,6 +54,8 @@ class Machine final {
   void write(std::uint64_t gpa, std::span<const std::uint8_t> bytes);
   [[nodiscard]] std::uint8_t* host(std::uint64_t gpa, std::size_t size) const;
   void apply(const Action& action, bool running);
+  void note_logged(bool running);
+  void take_log(std::uint64_t gpa, bool running);
   void move_middle();
   void save_and_load();
   void change_registers(const Action& action);
@@ -73,6 +75,7 @@ class Machine final {
   std::size_t next_action_ = 0;
   std::vector<std::size_t> next_answer_;
   std::vector<std::pair<std::uint64_t, std::vector<std::uint8_t>>> tables_;  // pages as they were
+  std::vector<std::uint8_t> logged_;  // low RAM when the dirty log was last taken; empty: not known
   CpuSpecialRegs first_sregs_;
 };
 

@@ -18,6 +18,7 @@ sys.dont_write_bytecode = True
 import bad_input  # noqa: E402
 import boots  # noqa: E402
 import devices  # noqa: E402
+import hostile  # noqa: E402
 import virtiofs  # noqa: E402
 from harness import Checks, Context, main_summary  # noqa: E402
 
@@ -31,8 +32,9 @@ GROUPS = {
     "virtiofs": virtiofs.run,
     "kata": boots.kata_line,
     "virtual": lambda checks, context, root: boots.virtual_time(checks, context),
+    "hostile": hostile.run,
 }
-ONLY_SOFT = ("virtual",)
+ONLY_SOFT = ("virtual", "hostile")
 NOT_WITH_QEMU = ("bad-input", "linux64", "stratovirt", "virtiofs", "kata")
 
 
