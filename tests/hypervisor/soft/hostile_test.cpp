@@ -32,6 +32,37 @@ TEST_P(Hostile, LoadsOfTheStackSegmentAroundARealModeSegment) {
   EXPECT_TRUE(std::holds_alternative<InterruptedExit>(run_and_kick()));
 }
 
+// A jump to where no address can be has not happened: the fault is its own, and the stack is as it was.
+TEST_P(Hostile, JumpsToWhereNoAddressCanBe) {
+  struct Case {
+    const char* name;
+    std::initializer_list<std::uint8_t> bytes;
+  };
+  constexpr std::uint64_t kNowhere = 0x8000000000000000;
+  for (const Case& one :
+       {Case{"return", {0xc3}}, Case{"return and drop", {0xc2, 0x10, 0x00}},
+        Case{"jump by register", {0xff, 0xe1}}, Case{"jump by memory", {0xff, 0x24, 0x24}},
+        Case{"call by register", {0xff, 0xd1}}, Case{"call by memory", {0xff, 0x14, 0x24}}}) {
+    SCOPED_TRACE(one.name);
+    CpuState state = long_mode();
+    gate(13, kHandler);
+    code(kHandler, {0x58,                          // pop rax: the error code
+                    0x5b,                          // pop rbx: the instruction
+                    0x48, 0x8b, 0x54, 0x24, 0x10,  // mov rdx, [rsp + 16]: its stack
+                    0xf4});
+    put(kStack, kNowhere);
+    code(kCode, {0x90, 0x90});
+    code(kCode + 2, one.bytes);
+    state.regs.rcx = kNowhere;
+    state.regs.rbx = 0;
+    ASSERT_TRUE(vcpu_->load(state));
+    const CpuState end = run_to_halt();
+    EXPECT_EQ(end.regs.rax, 0U);
+    EXPECT_EQ(end.regs.rbx, kCode + 2);
+    EXPECT_EQ(end.regs.rdx, kStack);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Executors, Hostile, both_executors(), executor_name);
 
 }  // namespace

@@ -36,6 +36,7 @@ class VmKit : public testing::TestWithParam<ExecutorChoice> {
     ASSERT_NE(memory, MAP_FAILED);
     ram_ = static_cast<std::uint8_t*>(memory);
     SoftOptions options;
+    options.execution = execution();
     options.execution.executor = GetParam();
     auto hypervisor = SoftHypervisor::open(options);
     ASSERT_TRUE(hypervisor);
@@ -55,6 +56,8 @@ class VmKit : public testing::TestWithParam<ExecutorChoice> {
     ::munmap(ram_, kRamSize);
   }
 
+  [[nodiscard]] virtual ExecutionOptions execution() const { return {}; }
+
   template <typename T>
   void put(std::uint64_t gpa, T value) {
     std::memcpy(ram_ + gpa, &value, sizeof value);
@@ -66,6 +69,7 @@ class VmKit : public testing::TestWithParam<ExecutorChoice> {
   }
   void code(std::uint64_t at, std::initializer_list<std::uint8_t> bytes) {
     std::ranges::copy(bytes, ram_ + at);
+    vm_->host_write_hook()(at, bytes.size());
   }
   void fill(std::uint64_t at, std::size_t size, std::initializer_list<std::uint8_t> bytes) {
     for (std::size_t i = 0; i < size; ++i) {
@@ -110,6 +114,7 @@ class VmKit : public testing::TestWithParam<ExecutorChoice> {
     sregs.gdt = {.base = kGdt, .limit = 0x3f};
     sregs.idt = {.base = kIdt, .limit = 0xfff};
     state.regs = {.rsp = kStack, .rip = kCode, .rflags = 2};
+    state.run_state = CpuRunState::kRunnable;
     return state;
   }
   // Runs to the next exit.
@@ -118,7 +123,10 @@ class VmKit : public testing::TestWithParam<ExecutorChoice> {
   CpuState run_to_halt() {
     EXPECT_TRUE(std::holds_alternative<InterruptedExit>(run_and_kick()));
     auto state = vcpu_->save();
-    EXPECT_TRUE(state);
+    if (!state) {
+      ADD_FAILURE() << state.error().message;
+      return {};
+    }
     EXPECT_EQ(state->run_state, CpuRunState::kHalted) << std::hex << state->regs.rip;
     return *state;
   }
