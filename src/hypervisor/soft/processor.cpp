@@ -72,6 +72,7 @@ class ProcessorImpl final : public Processor {
   // True where the run ends, with `stop` set. `trap`: bits of DR6, for a #DB behind the instruction.
   bool finish(Outcome outcome, std::uint64_t trap, Stop& stop);
   [[nodiscard]] bool deliver(EventKind kind, std::uint8_t length = 0);
+  [[nodiscard]] bool deliver_fault();
   [[nodiscard]] bool instruction_breakpoint();
 
   Frame frame_;
@@ -85,6 +86,13 @@ class ProcessorImpl final : public Processor {
 bool ProcessorImpl::deliver(EventKind kind, std::uint8_t length) {
   const Fault fault = core_.cpu.fault;
   return deliver_event(core_, fault, kind, length);
+}
+
+bool ProcessorImpl::deliver_fault() {
+  // Takes time as an instruction does: where a handler faults before its first one, nothing else would, and
+  // no timer that counts instructions would ever get in.
+  --core_.cpu.instructions_left;
+  return deliver(EventKind::kFault);
 }
 
 // DR7's execution breakpoints at rip (SDM volume 3, 17.3.1.1).
@@ -115,7 +123,7 @@ bool ProcessorImpl::finish(Outcome outcome, std::uint64_t trap, Stop& stop) {
     case Outcome::kJump:
       break;
     case Outcome::kFault:
-      if (!deliver(EventKind::kFault)) {
+      if (!deliver_fault()) {
         stop = Stop::kShutdown;
         return true;
       }
@@ -172,7 +180,7 @@ Processor::Stop ProcessorImpl::run() {
     }
     const bool trap_flag = (cpu.other_flags & flag::kTf) != 0;
     if (instruction_breakpoint()) {
-      if (!deliver(EventKind::kFault)) {
+      if (!deliver_fault()) {
         return Stop::kShutdown;
       }
       continue;

@@ -63,6 +63,27 @@ TEST_P(Hostile, JumpsToWhereNoAddressCanBe) {
   }
 }
 
+// A handler that faults before its first instruction takes time, too: else no timer would ever get in.
+class HostileInVirtualTime : public VmKit {
+  [[nodiscard]] ExecutionOptions execution() const override {
+    return {.virtual_clock = true, .pause_every = 1000};
+  }
+};
+
+TEST_P(HostileInVirtualTime, FaultsWithoutAnyInstruction) {
+  const CpuState state = long_mode();
+  put(kPt + kHandler / 0x1000 * 8, kHandler | 3 | 1ULL << 63);  // not executable
+  gate(14, kHandler);
+  code(kCode, {0xe9, 0xfb, 0x7f, 0x00, 0x00});  // jmp to the handler
+  ASSERT_TRUE(vcpu_->load(state));
+  const auto begin = std::chrono::steady_clock::now();
+  for (int pauses = 0; pauses < 3; ++pauses) {
+    EXPECT_TRUE(std::holds_alternative<InterruptedExit>(run_and_kick(std::chrono::seconds(10))));
+  }
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(9)) << "it had to be kicked";
+}
+
+INSTANTIATE_TEST_SUITE_P(Executors, HostileInVirtualTime, both_executors(), executor_name);
 INSTANTIATE_TEST_SUITE_P(Executors, Hostile, both_executors(), executor_name);
 
 }  // namespace
