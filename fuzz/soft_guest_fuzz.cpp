@@ -329,10 +329,6 @@ class Comparison final {
   Machine translated_;
 };
 
-bool canonical(std::uint64_t linear) {
-  return static_cast<std::uint64_t>(static_cast<std::int64_t>(linear << 16) >> 16) == linear;
-}
-
 void run_differential(const Program& program) {
   Program first = program;
   first.pause_every = traced() != 0 ? traced() : program.pause_every;
@@ -340,14 +336,11 @@ void run_differential(const Program& program) {
   if (!parting) {
     return;
   }
-  // Once more in the smallest steps. Translated code notices a jump to where no address can be behind the
-  // jump, and not in it as it should: that is known.
+  // Once more in the smallest steps, which may tell more.
   Program closer = program;
   closer.pause_every = 1;
-  if (const auto exact = Comparison(closer, program.pause_every).run()) {
-    if (exact->settled && !canonical(exact->states[1].regs.rip)) {
-      return;
-    }
+  if (auto exact = Comparison(closer, program.pause_every).run()) {
+    parting = std::move(exact);
   }
   std::fprintf(stderr, "the executors part: %s\n", parting->what.c_str());
   if (parting->settled) {
@@ -366,7 +359,7 @@ void run_differential(const Program& program) {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   using namespace wisp::fuzz;
-  static const Canaries& kCanaries = *new Canaries;
+  static const Canaries& canaries = *new Canaries;
   static const bool kWatched = (watch_page_faults(), true);
   (void)kWatched;
   if (size < 16) {
@@ -382,6 +375,6 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   } else {
     run_kicked(program);
   }
-  kCanaries.check();
+  canaries.check();
   return 0;
 }

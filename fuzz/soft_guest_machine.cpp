@@ -65,6 +65,7 @@ Machine::Machine(const Program& program, bool interpreter) : program_(program), 
   options.execution.executor =
       interpreter ? soft::ExecutorChoice::kInterpret : soft::ExecutorChoice::kTranslate;
   options.execution.virtual_clock = program.differential;
+  options.execution.quick_loop = program.quick_loop;
   options.execution.pause_every = program.differential ? program.pause_every : 0;
   options.note = [](const std::string& /*text*/) {};
   hypervisor_ = must(SoftHypervisor::open(options));

@@ -25,6 +25,7 @@ class Builder final {
     program_.interpreter = (flags & 2) != 0;
     program_.two_vcpus = !program_.differential && (flags & 4) != 0;
     program_.parallel = (flags & 8) != 0;
+    program_.quick_loop = (flags & 4) != 0;
     ring3_ = (flags & 0x30) == 0x30;
     handlers_ = flags >> 6;
     constexpr std::array<std::uint16_t, 8> kPauses{1, 3, 7, 20, 40, 80, 150, 300};

@@ -82,6 +82,7 @@ struct Action {
 struct Program {
   bool differential = false;
   bool interpreter = false;
+  bool quick_loop = false;  // see ExecutionOptions
   bool two_vcpus = false;
   bool parallel = false;  // both at the same time
   bool loops = false;     // the code starts again at its end
