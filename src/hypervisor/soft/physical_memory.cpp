@@ -26,6 +26,17 @@ Result<std::shared_ptr<PageInfo[]>> make_page_infos(
       static_cast<PageInfo*>(memory), [bytes](PageInfo* infos) { ::munmap(infos, bytes); });
 }
 
+// The write first, then the question who watches: whoever sets a bit and then reads the bytes either is seen
+// here or reads what was written.
+std::uint64_t lines_after_write(PageInfo& info) {
+#if defined(__SANITIZE_THREAD__)
+  return info.code_lines.fetch_or(0, std::memory_order_seq_cst);  // ThreadSanitizer knows no fences
+#else
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  return info.code_lines.load(std::memory_order_seq_cst);
+#endif
+}
+
 }  // namespace
 
 PhysicalMemory::PhysicalMemory() {
@@ -52,10 +63,7 @@ void PhysicalMemory::written(const PhysicalPage& page, std::uint64_t gpa, std::u
   if (dirty_log()) {
     info.dirty.store(1, std::memory_order_relaxed);
   }
-  // The write first, then the question who watches: whoever sets a bit and then reads the bytes either is
-  // seen here or reads what was written.
-  std::atomic_thread_fence(std::memory_order_seq_cst);
-  std::uint64_t lines = info.code_lines.load(std::memory_order_seq_cst);
+  const std::uint64_t lines = lines_after_write(info);
   if (lines == 0) {
     return;
   }
