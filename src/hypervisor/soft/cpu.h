@@ -133,7 +133,7 @@ struct IoState {
     std::array<std::uint8_t, 8> data{};
   };
   static constexpr std::size_t kMax = 128;  // XSAVE of all there is to a device takes 108
-  std::array<Access, kMax> answers{};  // reads that the machine answered for this instruction
+  std::array<Access, kMax> answers{};       // reads that the machine answered for this instruction
   std::uint32_t answer_count = 0;
   std::uint32_t answers_used = 0;  // by this run of the instruction
   Access wanted{};                 // the read that stopped it
