@@ -14,6 +14,7 @@ namespace {
 // Whether the interpreter's instruction leaves a block's assumptions (address space, mode, flow) alone.
 bool keeps_flow(const Insn& insn) {
   switch (insn.op) {
+    case Op::kPause:
     case Op::kReadTsc:
     case Op::kReadTscp:
     case Op::kCpuid:

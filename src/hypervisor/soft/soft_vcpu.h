@@ -129,6 +129,7 @@ class SoftVcpu final : public Vcpu, private Environment, private EngineMmio {
   bool port_write(std::uint16_t port, std::span<const std::uint8_t> data) override;
   std::uint64_t hypercall(std::uint64_t number, std::span<const std::uint64_t, 4> arguments) override;
   std::uint64_t random() override;
+  void pause() override;
   void note(const std::string& what) override;
   bool mmio_read(std::uint64_t gpa, std::span<std::uint8_t> data) override;
   bool mmio_write(std::uint64_t gpa, std::span<const std::uint8_t> data) override;
@@ -150,6 +151,7 @@ class SoftVcpu final : public Vcpu, private Environment, private EngineMmio {
   bool shut_down_ = false;
   bool thread_prepared_ = false;
   bool nmi_waits_ = false;
+  std::uint32_t pauses_ = 0;
   bool clock_unpublished_ = false;  // a state was loaded: the guest's copy of the clock is old
   std::uint32_t writes_told_ = 0;   // of cpu.io.writes
   bool read_asked_ = false;         // cpu.io.wanted went out as an exit

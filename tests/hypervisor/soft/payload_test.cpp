@@ -35,9 +35,11 @@ class Silent final : public Environment, public EngineMmio {
     return 0;
   }
   std::uint64_t random() override { return 4; }
+  void pause() override { ++pauses; }
   void note(const std::string& what) override { ADD_FAILURE() << what; }
   bool mmio_read(std::uint64_t /*gpa*/, std::span<std::uint8_t> /*data*/) override { return false; }
   bool mmio_write(std::uint64_t /*gpa*/, std::span<const std::uint8_t> /*data*/) override { return false; }
+  int pauses = 0;
 
  private:
   std::uint64_t tsc_ = 0;
@@ -99,6 +101,8 @@ class Payload : public testing::TestWithParam<ExecutorChoice> {
     EXPECT_EQ(processor_->run(), Processor::Stop::kHalt) << std::hex << cpu().rip << ' ' << cpu().cr2;
   }
   Processor::Stop run() { return processor_->run(); }
+
+  [[nodiscard]] int pauses() const { return silent_.pauses; }
 
   std::uint8_t* ram_ = nullptr;
 
@@ -411,6 +415,24 @@ TEST_P(Payload, EndlessLoopIsStoppedAtOnce) {
   });
   EXPECT_EQ(run(), Processor::Stop::kAttention);
   EXPECT_EQ(cpu().rip, kCode);
+}
+
+// The host is told of each turn of a spin loop, and of no other instruction that does nothing.
+TEST_P(Payload, PausesAreTold) {
+  code(kCode, {0xb9, 0x64, 0x00, 0x00, 0x00,  // mov ecx, 100
+               0xf9,                          // stc
+               0x90,                          // nop
+               0xf3, 0x90,                    // pause
+               0xf3, 0x41, 0x90,              // pause, with a prefix that it does not look at
+               0x8d, 0x49, 0xff,              // lea ecx, [rcx - 1]
+               0x67, 0xe3, 0x02,              // jecxz to the end
+               0xeb, 0xf2,                    // jmp to nop
+               0x0f, 0x92, 0xc3,              // setc bl
+               0xf4});                        // hlt
+  run_to_halt();
+  EXPECT_EQ(pauses(), 200);
+  EXPECT_EQ(cpu().gpr[kRcx], 0U);
+  EXPECT_EQ(cpu().gpr[kRbx] & 0xff, 1U);
 }
 
 TEST_P(Payload, FaultWithoutAHandlerShutsDown) {
