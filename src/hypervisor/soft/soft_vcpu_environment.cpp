@@ -58,6 +58,14 @@ std::optional<std::uint64_t> SoftVcpu::read_msr(std::uint32_t index) {
     // Linux asks for these on every processor and does without: no line in the log for each boot.
     case msr::kSmiCount:
     case msr::kAmdDecodeConfig:
+    // Debian's drivers of the energy counters look here on every processor; one that stands at 0 is left
+    // alone.
+    case msr::kEnergyUnits:
+    case msr::kPackageEnergy:
+    case msr::kMemoryEnergy:
+    case msr::kCoresEnergy:
+    case msr::kGraphicsEnergy:
+    case msr::kPlatformEnergy:
       return 0;
     case msr::kKvmWallClock:
     case msr::kKvmWallClockOld:
