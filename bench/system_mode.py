@@ -17,7 +17,7 @@ import tempfile
 import time
 
 from common import APPEND, images, is_qemu, parser, shown, soft_command, summary, table
-from harness import Console, Failure, die_with_parent, pattern_file
+from harness import Console, Failure, IperfServer, die_with_parent, pattern_file
 
 PARTS = ("boot", "sysbench", "fio", "iperf3")
 TAP, HOST, GUEST = "wispbench", "10.7.0.1", "10.7.0.2"
@@ -183,38 +183,6 @@ class Guest:
             raise Failure(f"the VMM ended with status {process.returncode}")
 
 
-class Server:
-    """An iperf3 server on the host for one client, gone afterwards."""
-
-    def __init__(self, nice):
-        self.nice = nice
-
-    def __enter__(self):
-        self.process = subprocess.Popen(["iperf3", "-s", "-1", "-B", HOST], stdin=subprocess.DEVNULL,
-                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=self.in_child)
-        # Its first line of output is no sign: it is buffered.
-        deadline = time.monotonic() + 10
-        while not self.listening() and time.monotonic() < deadline:
-            time.sleep(0.05)
-
-    def in_child(self):
-        die_with_parent()
-        os.nice(self.nice)
-
-    @staticmethod
-    def listening():
-        with open("/proc/net/tcp", encoding="ascii") as file:
-            return any(line.split()[1].endswith(f":{5201:04X}") and line.split()[3] == "0A" for line in file)
-
-    def __exit__(self, *_):
-        try:
-            self.process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.process.stdout.close()
-
-
 def figure(value):
     return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 100 else f"{value:.2f}"
 
@@ -249,7 +217,7 @@ def main():
                 subprocess.run(["cp", "--sparse=always", os.path.join(folder, "debian.ext4"), root], check=True)
                 command = machine_command(program, folder, root, data, options.cpus, cpu)
                 commands[name] = command
-                guest = Guest(command, options, lambda: Server(options.nice)).measure()
+                guest = Guest(command, options, lambda: IperfServer(HOST, options.nice)).measure()
                 os.unlink(root)
                 for key, value in guest.found.items():
                     found[name][key].append(value)

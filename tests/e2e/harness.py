@@ -97,7 +97,7 @@ SHELL = "init=/usr/lib/wisp/serial-shell"
 class Machine:
     """One VMM process. Options are added as lists of words; `start` runs it with its console on pipes."""
 
-    def __init__(self, context, kernel="vmlinux", append="", initrd="initrd.img", memory=256, cpus=1):
+    def __init__(self, context, kernel="vmlinux", append="", initrd="initrd.img", memory=256, cpus=1, base=QUICK):
         self.context = context
         self.qmp_path = context.unique("qmp")
         self.words = []
@@ -112,7 +112,7 @@ class Machine:
         self.words += ["-smp", str(cpus), "-m", str(memory), "-kernel", context.image(kernel)]
         if initrd:
             self.words += ["-initrd", context.image(initrd)]
-        self.words += ["-append", f"{QUICK} {append}".strip()]
+        self.words += ["-append", f"{base} {append}".strip()]
         self.words += ["-qmp", f"unix:{self.qmp_path},server" + ("=on,wait=off" if context.is_qemu else ",nowait")]
         self.words += ["-serial", "stdio"]
 
@@ -367,6 +367,38 @@ class Qmp:
         self.socket.close()
 
 
+class IperfServer:
+    """An iperf3 server on this host for one client, gone afterwards."""
+
+    def __init__(self, address, nice=0):
+        self.address, self.nice = address, nice
+
+    def __enter__(self):
+        self.process = subprocess.Popen(["iperf3", "-s", "-1", "-B", self.address], stdin=subprocess.DEVNULL,
+                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=self._in_child)
+        # Its first line of output is no sign: it is buffered.
+        deadline = time.monotonic() + 10
+        while not self._listening() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def _in_child(self):
+        die_with_parent()
+        os.nice(self.nice)
+
+    @staticmethod
+    def _listening():
+        with open("/proc/net/tcp", encoding="ascii") as file:
+            return any(line.split()[1].endswith(f":{5201:04X}") and line.split()[3] == "0A" for line in file)
+
+    def __exit__(self, *_):
+        try:
+            self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+
+
 def pattern_file(path, size, seed=1):
     """A file of reproducible bytes that no compression or zero page stands for; returns its SHA-256."""
     digest = hashlib.sha256()
@@ -399,6 +431,6 @@ def run_checked(*words):
     return result.stdout
 
 
-def main_summary(checks):
-    print(f"e2e: {checks.passed} passed, {checks.failed} failed", flush=True)
+def main_summary(checks, name="e2e"):
+    print(f"{name}: {checks.passed} passed, {checks.failed} failed", flush=True)
     sys.exit(1 if checks.failed else 0)

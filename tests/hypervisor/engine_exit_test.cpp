@@ -51,6 +51,24 @@ TEST_P(EngineExit, PortReadsOfAllSizes) {
   EXPECT_EQ(load_le<std::uint32_t>(guest.at(0x2008)), 0x87654321U);
 }
 
+// Debian's drivers look for them; KVM answers so, too.
+TEST_P(EngineExit, EnergyCountersStandAtZero) {
+  BareGuest guest = make();
+  guest.put(0x1000, {
+                        0x66, 0xb9, 0x06, 0x06, 0x00, 0x00,  // mov ecx, 0x606: their unit
+                        0x66, 0x83, 0xc8, 0xff,              // or eax, -1
+                        0x0f, 0x32,                          // rdmsr
+                        0x66, 0xe7, 0x10,                    // out 0x10, eax
+                        0x66, 0xb9, 0x11, 0x06, 0x00, 0x00,  // mov ecx, 0x611: the package's
+                        0x66, 0x83, 0xc8, 0xff,              // or eax, -1
+                        0x0f, 0x32,                          // rdmsr
+                        0x66, 0xe7, 0x11,                    // out 0x11, eax
+                    });
+  guest.start_real(0x1000);
+  EXPECT_EQ(port_write_of(guest.run()), (PortWrite{0x10, 4, 0}));
+  EXPECT_EQ(port_write_of(guest.run()), (PortWrite{0x11, 4, 0}));
+}
+
 TEST_P(EngineExit, StringPortInstructions) {
   BareGuest guest = make();
   guest.put(0x1000, {

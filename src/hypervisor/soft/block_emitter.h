@@ -191,6 +191,7 @@ class BlockEmitter final {
     special(insn, static_cast<std::uint32_t>(offset_), block_->instructions - 1);
   }
   void special(const Insn& insn, std::uint32_t page_offset, std::size_t index);
+  void special_aside(std::size_t from);
   void push_temp_at_probe();
   void begin_push(bool push_planned = true);
   void conditional(const Insn& insn);

@@ -14,6 +14,7 @@ namespace {
 // Whether the interpreter's instruction leaves a block's assumptions (address space, mode, flow) alone.
 bool keeps_flow(const Insn& insn) {
   switch (insn.op) {
+    case Op::kPause:
     case Op::kReadTsc:
     case Op::kReadTscp:
     case Op::kCpuid:
@@ -141,6 +142,15 @@ void BlockEmitter::special(const Insn& insn, std::uint32_t page_offset, std::siz
   out_->call(stubs_.special);
   call_site(page_offset, index, insn.length, keeps_flow(insn) ? 1 : 0, 0);
   scratch_.specials.emplace_back(out_->here(), insn);
+}
+
+// The present instruction, for those who come by the jump `from`; others go on here.
+void BlockEmitter::special_aside(std::size_t from) {
+  scratch_.cold.push_back({.kind = ColdCode::Kind::kSpecial,
+                           .from = from,
+                           .back = out_->size(),
+                           .page_offset = static_cast<std::uint32_t>(offset_),
+                           .next_mark = block_->instructions});
 }
 
 BlockEmitter::Flow BlockEmitter::instruction(const Insn& insn) {
@@ -302,12 +312,7 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
       // Set only for a few instructions now and then.
       out_->load(kTemp, kOtherFlags);
       out_->extract(kTemp, kTemp, offset32(offsetof(Cpu, direction_mask)));
-      const std::size_t set = miss_unless_zero();
-      scratch_.cold.push_back({.kind = ColdCode::Kind::kSpecial,
-                               .from = set,
-                               .back = out_->size(),
-                               .page_offset = static_cast<std::uint32_t>(offset_),
-                               .next_mark = block_->instructions});
+      special_aside(miss_unless_zero());
       return Flow::kContinue;
     }
     case Op::kMoveFromSegment:
@@ -327,6 +332,14 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
         bit_test(insn);
       }
       return Flow::kContinue;
+    case Op::kPause: {
+      constexpr auto kPausesLeft = offset32(offsetof(Cpu, pauses_left));
+      out_->load(kTemp, kPausesLeft);
+      out_->lea(kTemp, kTemp, -1);
+      out_->store(kPausesLeft, kTemp);
+      special_aside(out_->far_jump_if_temp_zero());
+      return Flow::kContinue;
+    }
     case Op::kMoveString:
     case Op::kStoreString:
       if (can_repeat(insn)) {

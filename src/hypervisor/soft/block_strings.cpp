@@ -125,11 +125,7 @@ void BlockEmitter::repeat_string(const Insn& insn) {
     out_->load(kSource, kKept);
   }
   out_->constant(kCount, 0);
-  scratch_.cold.push_back({.kind = ColdCode::Kind::kSpecial,
-                           .from = otherwise,
-                           .back = out_->size(),
-                           .page_offset = static_cast<std::uint32_t>(offset_),
-                           .next_mark = block_->instructions});
+  special_aside(otherwise);
 }
 
 }  // namespace wisp::soft

@@ -176,6 +176,8 @@ struct JumpBank {
 inline constexpr std::size_t kXsaveSize = 576 + 256;  // standard format: legacy, header, upper halves of YMM
 
 inline constexpr std::uint64_t kBudget = 1ULL << 63;
+// How many times PAUSE does nothing before it is told (Environment::pause()).
+inline constexpr std::int64_t kPausesPerYield = 64;
 // Of Cpu::run: also a mask of the bit that says whether there is a budget, so that one look is for both.
 inline constexpr std::uint64_t kRunning = kBudget;
 
@@ -234,7 +236,8 @@ struct alignas(4096) Cpu {
   std::uint64_t scratch[3] = {};           // between generated code and its stubs
   std::uint64_t host_rsp = 0;
   std::uint64_t instructions_left =
-      kBudget;                  // kBudget and how many may be retired until instruction_goal is reached
+      kBudget;  // kBudget and how many may be retired until instruction_goal is reached
+  std::int64_t pauses_left = kPausesPerYield;
   std::uint64_t step_next = 0;  // 1: translated code came out since the budget is less than its block
   std::array<Segment, 6> segments{};
 

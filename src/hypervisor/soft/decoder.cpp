@@ -459,7 +459,7 @@ class Decoder final {
       return;
     }
     if (opcode == 0x90 && ((insn_.rex & 1) == 0 || insn_.repeat == 0xf3)) {
-      insn_.op = Op::kNop;  // also PAUSE, with REX.B too
+      insn_.op = insn_.repeat == 0xf3 ? Op::kPause : Op::kNop;  // PAUSE with REX.B, too
       return;
     }
     common(spec);

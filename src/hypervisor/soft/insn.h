@@ -14,7 +14,7 @@ enum class Op : std::uint8_t {
   kUndefined,  // raises #UD, as the processor does
   kUnknown,    // a valid instruction that this CPU does not have: #UD, and a line in the log
   kNative,
-  kNop,  // also prefetches, CLFLUSH, PAUSE, fences that need no more than order
+  kNop,  // also prefetches, CLFLUSH, fences that need no more than order
   kLea,
   kPush,
   kPushImm,
@@ -89,6 +89,7 @@ enum class Op : std::uint8_t {
   kLahf,
   kSalc,
   kHalt,
+  kPause,
   kCpuid,
   kReadTsc,
   kReadTscp,

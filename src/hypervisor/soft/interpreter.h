@@ -37,6 +37,8 @@ class Environment {
                                                 std::span<const std::uint64_t, 4> arguments) = 0;
   // Random numbers for RDRAND and RDSEED.
   [[nodiscard]] virtual std::uint64_t random() = 0;
+  // Some PAUSEs: the guest waits in a loop, most likely for another of its processors.
+  virtual void pause() = 0;
   // Something this CPU does not have was tried (an instruction, an MSR): for the log, which limits itself.
   virtual void note(const std::string& what) = 0;
 };

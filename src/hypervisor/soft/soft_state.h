@@ -46,6 +46,13 @@ inline constexpr std::uint32_t kMicrocodeRevision = 0x8b;
 inline constexpr std::uint32_t kArchCapabilities = 0x10a;
 inline constexpr std::uint32_t kMachineCheckCap = 0x179;
 inline constexpr std::uint32_t kMachineCheckStatus = 0x17a;
+// What has been consumed, by domain (RAPL, SDM volume 3, 15.10), and in which unit.
+inline constexpr std::uint32_t kEnergyUnits = 0x606;
+inline constexpr std::uint32_t kPackageEnergy = 0x611;
+inline constexpr std::uint32_t kMemoryEnergy = 0x619;
+inline constexpr std::uint32_t kCoresEnergy = 0x639;
+inline constexpr std::uint32_t kGraphicsEnergy = 0x641;
+inline constexpr std::uint32_t kPlatformEnergy = 0x64d;
 inline constexpr std::uint32_t kTscDeadline = 0x6e0;
 inline constexpr std::uint32_t kAmdDecodeConfig = 0xc0011029;
 inline constexpr std::uint32_t kX2apicFirst = 0x800;

@@ -131,6 +131,7 @@ class SoftVcpu final : public Vcpu, private Environment, private EngineMmio {
   bool port_write(std::uint16_t port, std::span<const std::uint8_t> data) override;
   std::uint64_t hypercall(std::uint64_t number, std::span<const std::uint64_t, 4> arguments) override;
   std::uint64_t random() override;
+  void pause() override;
   void note(const std::string& what) override;
   bool mmio_read(std::uint64_t gpa, std::span<std::uint8_t> data) override;
   bool mmio_write(std::uint64_t gpa, std::span<const std::uint8_t> data) override;

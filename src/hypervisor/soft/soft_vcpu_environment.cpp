@@ -1,5 +1,6 @@
 // What instructions ask of the machine around the processor: CPUID, MSRs that are no plain state, the ports
 // and registers of interrupt controllers and timers.
+#include <sched.h>
 #include <sys/random.h>
 
 #include <cstring>
@@ -20,6 +21,10 @@ constexpr std::uint64_t kMicrocode = 1ULL << 32;  // the revision is in the uppe
 // Results of KVM's hypercalls (Documentation/virt/kvm/x86/hypercalls.rst).
 constexpr std::int64_t kNoSuchCall = -1000;
 constexpr std::int64_t kNotPermitted = -1;
+
+// A guest's spin loop gives the host's processor away each so many PAUSEs, which are some microseconds:
+// longer than most waits for a processor that runs, and far less than the host would leave a spinning thread
+// its processor.
 
 // Device registers of 32 bits at multiples of 16 take accesses inside their first four bytes.
 bool in_register(std::uint64_t offset, std::size_t size) {
@@ -52,6 +57,14 @@ std::optional<std::uint64_t> SoftVcpu::read_msr(std::uint32_t index) {
     // Linux asks for these on every processor and does without: no line in the log for each boot.
     case msr::kSmiCount:
     case msr::kAmdDecodeConfig:
+    // Debian's drivers of the energy counters look here on every processor; one that stands at 0 is left
+    // alone.
+    case msr::kEnergyUnits:
+    case msr::kPackageEnergy:
+    case msr::kMemoryEnergy:
+    case msr::kCoresEnergy:
+    case msr::kGraphicsEnergy:
+    case msr::kPlatformEnergy:
       return 0;
     case msr::kKvmWallClock:
     case msr::kKvmWallClockOld:
@@ -164,6 +177,12 @@ std::uint64_t SoftVcpu::random() {
   const std::uint64_t value = slot;
   slot = 0;
   return value;
+}
+
+void SoftVcpu::pause() {
+  // Where the guest has more processors than the host has free ones, whom it waits for may be waiting in turn
+  // for this very host processor.
+  ::sched_yield();
 }
 
 void SoftVcpu::note(const std::string& what) {

@@ -187,6 +187,12 @@ Outcome execute_system(Core& core, const Insn& insn) {
   switch (insn.op) {
     case Op::kHalt:
       return halt(core);
+    case Op::kPause:
+      if (--cpu.pauses_left <= 0) {
+        cpu.pauses_left = kPausesPerYield;
+        core.env.pause();
+      }
+      return Outcome::kNext;
     case Op::kMoveFromCr:
       return move_from_cr(core, insn);
     case Op::kMoveToCr:

@@ -45,6 +45,7 @@ class GuestRunner::Quiet final : public Environment {
     return 0;
   }
   std::uint64_t random() override { return 4; }
+  void pause() override {}
   void note(const std::string& what) override {
     if (notes.size() < 100) {
       notes.insert(what);

@@ -29,6 +29,7 @@ class BareEnvironment final : public Environment {
     return 0;
   }
   std::uint64_t random() override { return 4; }
+  void pause() override {}
   void note(const std::string& /*what*/) override {}
 };
 

@@ -33,9 +33,11 @@ class Silent final : public Environment, public EngineMmio {
     return 0;
   }
   std::uint64_t random() override { return 4; }
+  void pause() override { ++pauses; }
   void note(const std::string& what) override { ADD_FAILURE() << what; }
   bool mmio_read(std::uint64_t /*gpa*/, std::span<std::uint8_t> /*data*/) override { return false; }
   bool mmio_write(std::uint64_t /*gpa*/, std::span<const std::uint8_t> /*data*/) override { return false; }
+  int pauses = 0;
 
  private:
   std::uint64_t tsc_ = 0;
@@ -97,6 +99,7 @@ class Payload : public testing::TestWithParam<ExecutionOptions> {
     EXPECT_EQ(processor_->run(), Processor::Stop::kHalt) << std::hex << cpu().rip << ' ' << cpu().cr2;
   }
   Processor::Stop run() { return processor_->run(); }
+  [[nodiscard]] int pauses() const { return silent_.pauses; }
 
   std::uint8_t* ram_ = nullptr;
 

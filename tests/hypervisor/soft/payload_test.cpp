@@ -310,6 +310,24 @@ TEST_P(Payload, EndlessLoopIsStoppedAtOnce) {
   EXPECT_EQ(cpu().rip, kCode);
 }
 
+// The host is told of each turn of a spin loop, and of no other instruction that does nothing.
+TEST_P(Payload, PausesAreTold) {
+  code(kCode, {0xb9, 0x64, 0x00, 0x00, 0x00,  // mov ecx, 100
+               0xf9,                          // stc
+               0x90,                          // nop
+               0xf3, 0x90,                    // pause
+               0xf3, 0x41, 0x90,              // pause, with a prefix that it does not look at
+               0x8d, 0x49, 0xff,              // lea ecx, [rcx - 1]
+               0x67, 0xe3, 0x02,              // jecxz to the end
+               0xeb, 0xf2,                    // jmp to nop
+               0x0f, 0x92, 0xc3,              // setc bl
+               0xf4});                        // hlt
+  run_to_halt();
+  EXPECT_EQ(pauses(), 200 / kPausesPerYield);
+  EXPECT_EQ(cpu().gpr[kRcx], 0U);
+  EXPECT_EQ(cpu().gpr[kRbx] & 0xff, 1U);
+}
+
 TEST_P(Payload, FaultWithoutAHandlerShutsDown) {
   cpu().idt.limit = 0;
   code(kCode, {0x0f, 0x0b});  // ud2

@@ -73,10 +73,12 @@ class TestEnvironment final : public Environment {
     return number + arguments[0] * 2 + arguments[1] * 3 + arguments[2] * 5 + arguments[3] * 7;
   }
   std::uint64_t random() override { return 0x1122334455667788; }
+  void pause() override { ++pauses; }
   void note(const std::string& what) override { notes.push_back(what); }
 
   std::uint64_t tsc = 1000;
   std::uint64_t cr8 = 0;
+  int pauses = 0;
   bool debugging_extensions = true;
   std::map<std::uint32_t, std::uint64_t> msrs{};
   std::vector<std::string> notes{};
@@ -264,7 +266,8 @@ class SystemKit {
     if (insn.op >= Op::kXsave && insn.op <= Op::kFpuWait) {
       return execute_extended_state(core(), insn);
     }
-    EXPECT_TRUE(insn.op == Op::kHalt || (insn.op >= Op::kMoveFromCr && insn.op <= Op::kSerialize));
+    EXPECT_TRUE(insn.op == Op::kHalt || insn.op == Op::kPause ||
+                (insn.op >= Op::kMoveFromCr && insn.op <= Op::kSerialize));
     return execute_system(core(), insn);
   }
 

@@ -316,6 +316,11 @@ TEST(Features, StacXgetbvRandomHypercallHalt) {
   EXPECT_EQ(kit.run({0x0f, 0x01, 0xd9}), Outcome::kNext);
   EXPECT_EQ(cpu.gpr[kRax], ~0ULL);
   cpu.cpl = 0;
+  EXPECT_EQ(kit.run({0xf3, 0x90}), Outcome::kNext);
+  EXPECT_EQ(kit.env.pauses, 0);
+  cpu.pauses_left = 1;
+  EXPECT_EQ(kit.run({0xf3, 0x90}), Outcome::kNext);
+  EXPECT_EQ(kit.env.pauses, 1);
   EXPECT_EQ(kit.run({0xf4}), Outcome::kHalt);
   EXPECT_EQ(cpu.rip, 0x30000U);  // the caller moves it
   EXPECT_EQ(kit.faults({0x0f, 0x01, 0xc8}), "#UD");

@@ -210,7 +210,8 @@ class Comparison final {
     // Where the operand size says how much is moved.
     const bool general = ours_.vector_use == VectorUse::kNone && !ours_.vex && ours_.op != Op::kNop &&
                          ours_.op != Op::kLoadMxcsr && ours_.op != Op::kStoreMxcsr &&
-                         ours_.op < Op::kReadMsr && ours_.op != Op::kHalt && ours_.op != Op::kCpuid;
+                         ours_.op < Op::kReadMsr && ours_.op != Op::kHalt && ours_.op != Op::kPause &&
+                         ours_.op != Op::kCpuid;
     if (general && peer_.insn.operand_width != 0 && !fixed_size()) {
       const bool port =
           ours_.op >= Op::kIn && ours_.op <= Op::kOutString;  // 32 bits at most, whatever REX.W says
