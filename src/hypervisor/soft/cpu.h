@@ -176,7 +176,8 @@ struct JumpBank {
 inline constexpr std::size_t kXsaveSize = 576 + 256;  // standard format: legacy, header, upper halves of YMM
 
 inline constexpr std::uint64_t kBudget = 1ULL << 63;
-// How many times PAUSE does nothing before it is told (Environment::pause()).
+// How many times PAUSE does nothing before it is told (Environment::pause()): far less than for what the host
+// would leave a spinning thread its processor.
 inline constexpr std::int64_t kPausesPerYield = 64;
 // Of Cpu::run: also a mask of the bit that says whether there is a budget, so that one look is for both.
 inline constexpr std::uint64_t kRunning = kBudget;

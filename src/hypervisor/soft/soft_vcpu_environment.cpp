@@ -22,10 +22,6 @@ constexpr std::uint64_t kMicrocode = 1ULL << 32;  // the revision is in the uppe
 constexpr std::int64_t kNoSuchCall = -1000;
 constexpr std::int64_t kNotPermitted = -1;
 
-// A guest's spin loop gives the host's processor away each so many PAUSEs, which are some microseconds:
-// longer than most waits for a processor that runs, and far less than the host would leave a spinning thread
-// its processor.
-
 // Device registers of 32 bits at multiples of 16 take accesses inside their first four bytes.
 bool in_register(std::uint64_t offset, std::size_t size) {
   return (offset & 0xf) + size <= 4;
