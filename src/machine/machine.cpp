@@ -489,6 +489,7 @@ void Machine::guest_reset() {
   if (state_ != RunState::kRunning && state_ != RunState::kPaused) {
     return;
   }
+  tell_of_triple_fault();
   if (config_.no_reboot) {
     quit(ShutdownReason::kGuestReset);
     return;
@@ -504,7 +505,25 @@ Result<void> Machine::vcpu_thread_started(std::uint32_t /*id*/) {
   return services_.seccomp ? install_seccomp(ThreadKind::kVcpu) : Result<void>{};
 }
 
-void Machine::vcpu_reset_request(std::uint32_t /*id*/) {
+// Once: a guest may fall over as often as it likes.
+void Machine::tell_of_triple_fault() {
+  const std::int64_t id = fallen_vcpu_.exchange(-1);
+  if (id < 0 || std::cmp_greater_equal(id, vcpus_.size()) || std::exchange(told_of_triple_fault_, true)) {
+    return;
+  }
+  Vcpu& vcpu = vcpus_[static_cast<std::size_t>(id)]->vcpu();
+  const auto regs = vcpu.regs();
+  const auto sregs = vcpu.special_regs();
+  if (regs && sregs) {
+    services_.log.warning("vCPU {}: triple fault, rip {:#x}, rsp {:#x}, CR2 {:#x}, CR3 {:#x} (told once)", id,
+                          regs->rip, regs->rsp, sregs->cr2, sregs->cr3);
+  }
+}
+
+void Machine::vcpu_reset_request(std::uint32_t id, bool fell_over) {
+  if (fell_over) {
+    fallen_vcpu_ = id;
+  }
   request(reset_under_way_, &Machine::guest_reset);
 }
 

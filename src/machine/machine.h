@@ -118,7 +118,8 @@ class Machine final : public MachineControl, private VcpuEvents {
 
   // What vCPU threads note, and the main loop acts on.
   [[nodiscard]] Result<void> vcpu_thread_started(std::uint32_t id) override;
-  void vcpu_reset_request(std::uint32_t id) override;
+  void vcpu_reset_request(std::uint32_t id, bool fell_over) override;
+  void tell_of_triple_fault();
   void vcpu_failed(std::uint32_t id, const std::string& message) override;
   // Where the guest has a time of its own, so that a run ends at the same instruction each time.
   [[nodiscard]] bool guest_run_ends() const override {
@@ -152,6 +153,7 @@ class Machine final : public MachineControl, private VcpuEvents {
   std::vector<MachineEvents*> events_;
   std::atomic<bool> shutdown_under_way_ = false;
   std::atomic<bool> reset_under_way_ = false;
+  std::atomic<std::int64_t> fallen_vcpu_ = -1;  // which fell over, and is to be told of
   std::atomic<bool> debug_exit_under_way_ = false;
   std::atomic<std::uint32_t> debug_exit_status_ = 0;
   // Tasks posted to the main loop may outlive the machine: they look here first.
@@ -164,6 +166,7 @@ class Machine final : public MachineControl, private VcpuEvents {
   bool listening_ = false;
   bool guest_started_ = false;
   bool told_of_unnamed_devices_ = false;
+  bool told_of_triple_fault_ = false;
   std::unique_ptr<GuestRam> ram_;
   std::unique_ptr<Backends> backends_;
   std::vector<std::unique_ptr<IoThread>> iothreads_;

@@ -152,12 +152,12 @@ bool VcpuThread::handle(const Exit& exit) {
                         [](const HaltExit&) { return false; },
                         [this](const ShutdownExit&) {
                           halted_by_failure_ = true;
-                          events_.vcpu_reset_request(vcpu_->id());
+                          events_.vcpu_reset_request(vcpu_->id(), true);
                           return false;
                         },
                         [this](const ResetExit&) {
                           halted_by_failure_ = true;
-                          events_.vcpu_reset_request(vcpu_->id());
+                          events_.vcpu_reset_request(vcpu_->id(), false);
                           return false;
                         },
                         [](const BreakpointExit&) { return false; },

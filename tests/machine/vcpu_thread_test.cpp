@@ -51,7 +51,7 @@ class Events final : public VcpuEvents {
     }
     return {};
   }
-  void vcpu_reset_request(std::uint32_t /*id*/) override {
+  void vcpu_reset_request(std::uint32_t /*id*/, bool /*fell_over*/) override {
     const std::lock_guard lock(mutex_);
     ++resets_;
     changed_.notify_all();

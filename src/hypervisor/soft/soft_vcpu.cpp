@@ -1,5 +1,6 @@
 #include "hypervisor/soft/soft_vcpu.h"
 
+#include <immintrin.h>
 #include <linux/futex.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -229,6 +230,24 @@ void SoftVcpu::arm_timer() {
   timer_.arm(*next - now);
 }
 
+std::uint64_t SoftVcpu::host_now() {
+  timespec time{};
+  ::clock_gettime(CLOCK_MONOTONIC, &time);
+  return static_cast<std::uint64_t>(time.tv_sec) * kNsPerSecond + static_cast<std::uint64_t>(time.tv_nsec);
+}
+
+// Whether there is something to do before it is time to sleep, or `until`.
+bool SoftVcpu::look_for_work(std::uint64_t now, std::uint64_t until) {
+  const std::uint64_t end = std::min(now + halt_poll_.window(), until);
+  while (cpu().run.load(std::memory_order_acquire) != 0) {
+    if (host_now() >= end) {
+      return false;
+    }
+    _mm_pause();
+  }
+  return true;
+}
+
 // Idle with a virtual clock. Where no device works beside the processor nothing else can happen until the
 // next event, and time jumps there; else it passes as the host's does, so that the guest's time-outs leave
 // devices theirs.
@@ -239,11 +258,6 @@ void SoftVcpu::sleep_virtually(std::optional<std::uint64_t> until) {
     parts_.virtual_clock->skip(wait);
     return;
   }
-  const auto host_now = [] {
-    timespec time{};
-    ::clock_gettime(CLOCK_MONOTONIC, &time);
-    return static_cast<std::uint64_t>(time.tv_sec) * kNsPerSecond + static_cast<std::uint64_t>(time.tv_nsec);
-  };
   const std::uint64_t start = host_now();
   asleep_.store(1, std::memory_order_seq_cst);
   if (cpu().run.load(std::memory_order_seq_cst) != 0) {
@@ -280,11 +294,17 @@ void SoftVcpu::sleep() {
     timer_.disarm();
     timer_due_ns_ = 0;
   }
-  asleep_.store(1, std::memory_order_seq_cst);
-  if (cpu().run.load(std::memory_order_seq_cst) != 0) {
-    wait_on(asleep_, 1, until);
+  const std::uint64_t start = host_now();
+  if (!look_for_work(start, until.value_or(~0ULL))) {
+    asleep_.store(1, std::memory_order_seq_cst);
+    if (cpu().run.load(std::memory_order_seq_cst) != 0) {
+      wait_on(asleep_, 1, until);
+    }
+    asleep_.store(0, std::memory_order_relaxed);
   }
-  asleep_.store(0, std::memory_order_relaxed);
+  if (parts_.halt_poll) {
+    halt_poll_.waited(host_now() - start);
+  }
 }
 
 bool SoftVcpu::stopped_until_woken() {

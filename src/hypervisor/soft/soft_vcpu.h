@@ -14,6 +14,7 @@
 #include "base/event_loop.h"
 #include "hypervisor/hypervisor.h"
 #include "hypervisor/soft/chipset.h"
+#include "hypervisor/soft/halt_poll.h"
 #include "hypervisor/soft/lapic.h"
 #include "hypervisor/soft/notes.h"
 #include "hypervisor/soft/physical_memory.h"
@@ -45,6 +46,7 @@ struct SoftVmParts {
   std::shared_ptr<SharedCode> code;
   StateLog* state_log = nullptr;  // with a virtual clock, where one is wanted
   std::uint64_t seed = 0;         // of random numbers with a virtual clock
+  bool halt_poll = false;         // there is a host processor to spare while one looks for work
   std::uint64_t pause_every = 0;  // instructions, with a virtual clock; 0: never
   std::uint64_t tsc_offset = 0;   // what a fresh processor's counter is more than the machine's
 };
@@ -105,6 +107,8 @@ class SoftVcpu final : public Vcpu, private Environment, private EngineMmio {
   void sleep_virtually(std::optional<std::uint64_t> until);
   [[nodiscard]] bool stopped_until_woken();
   void sleep();
+  [[nodiscard]] static std::uint64_t host_now();  // ns
+  [[nodiscard]] bool look_for_work(std::uint64_t now, std::uint64_t until);
   [[nodiscard]] bool pause_due();
   // Has the processor stop when the next timer of its local APIC is due.
   void arm_timer();
@@ -155,9 +159,10 @@ class SoftVcpu final : public Vcpu, private Environment, private EngineMmio {
   bool nmi_waits_ = false;
   bool clock_unpublished_ = false;  // a state was loaded: the guest's copy of the clock is old
   std::uint64_t next_pause_ = 0;    // in instructions
-  std::uint32_t writes_told_ = 0;   // of cpu.io.writes
-  bool read_asked_ = false;         // cpu.io.wanted went out as an exit
-  bool access_pending_ = false;     // the last exit was an access, and run() was not called again
+  HaltPoll halt_poll_{};
+  std::uint32_t writes_told_ = 0;  // of cpu.io.writes
+  bool read_asked_ = false;        // cpu.io.wanted went out as an exit
+  bool access_pending_ = false;    // the last exit was an access, and run() was not called again
   // An event of a loaded state that was on its way into the guest.
   struct LoadedEvent {
     Fault fault{};

@@ -5,6 +5,7 @@
 
 #include <future>
 #include <system_error>
+#include <thread>
 
 #include "hypervisor/soft/shared_code.h"
 #include "hypervisor/soft/soft_irq.h"
@@ -149,22 +150,24 @@ Result<std::unique_ptr<Vcpu>> SoftVm::create_vcpu(std::uint32_t id) {
   if (id != vcpus_.size()) {
     return fail("vCPU {} cannot be made now: {} is next", id, vcpus_.size());
   }
-  WISP_ASSIGN(auto vcpu, SoftVcpu::create({.clock = clock_,
-                                           .virtual_clock = virtual_clock_.get(),
-                                           .chipset = *chipset_,
-                                           .memory = memory_,
-                                           .requests = requests_,
-                                           .loop = service_->loop(),
-                                           .notes = notes_,
-                                           .tsc_step = tsc_step_,
-                                           .code = code_,
-                                           .state_log = state_log_.get(),
-                                           .seed = code_->options().seed,
-                                           .pause_every = virtual_clock_ ? code_->options().pause_every : 0,
-                                           .tsc_offset = tsc_offset_},
-                                          {.index = id,
-                                           .apic_id = apic_id_of(options_.topology, id),
-                                           .topology = options_.topology}));
+  WISP_ASSIGN(
+      auto vcpu,
+      SoftVcpu::create(
+          {.clock = clock_,
+           .virtual_clock = virtual_clock_.get(),
+           .chipset = *chipset_,
+           .memory = memory_,
+           .requests = requests_,
+           .loop = service_->loop(),
+           .notes = notes_,
+           .tsc_step = tsc_step_,
+           .code = code_,
+           .state_log = state_log_.get(),
+           .seed = code_->options().seed,
+           .halt_poll = std::thread::hardware_concurrency() > options_.max_vcpus,
+           .pause_every = virtual_clock_ ? code_->options().pause_every : 0,
+           .tsc_offset = tsc_offset_},
+          {.index = id, .apic_id = apic_id_of(options_.topology, id), .topology = options_.topology}));
   vcpus_.push_back(std::move(vcpu));
   return std::make_unique<VcpuHandle>(*vcpus_.back());
 }
