@@ -61,5 +61,7 @@ def run(checks, context, _root):
             qmp("quit")
             status = machine.wait(10)
             took = time.monotonic() - started
+            if kind == 2:
+                checks.check(f"{name}: told once", machine.error_text().count("triple fault") == 1, machine.error_text())
             checks.check(f"{name}: quit ends it at once", status == 0 and took < context.patience,
                          f"status {status} after {took:.2f} s")
