@@ -28,39 +28,14 @@ bool pushes_error(std::uint8_t vector) {
 
 }  // namespace
 
-class GuestRunner::Quiet final : public Environment {
+class GuestRunner::Noting final : public BareEnvironment {
  public:
-  std::uint64_t read_tsc() override { return ++tsc_; }
-  CpuidEntry cpuid(std::uint32_t leaf, std::uint32_t subleaf) override {
-    return {.leaf = leaf, .subleaf = subleaf};
-  }
-  std::optional<std::uint64_t> read_msr(std::uint32_t /*index*/) override { return std::nullopt; }
-  MsrWrite write_msr(std::uint32_t /*index*/, std::uint64_t /*value*/) override { return MsrWrite::kUnknown; }
-  std::uint64_t read_cr8() override { return 0; }
-  void write_cr8(std::uint64_t /*value*/) override {}
-  bool port_read(std::uint16_t /*port*/, std::span<std::uint8_t> /*data*/) override { return false; }
-  bool port_write(std::uint16_t /*port*/, std::span<const std::uint8_t> /*data*/) override { return false; }
-  std::uint64_t hypercall(std::uint64_t /*number*/,
-                          std::span<const std::uint64_t, 4> /*arguments*/) override {
-    return 0;
-  }
-  std::uint64_t random() override { return 4; }
-  void pause() override {}
   void note(const std::string& what) override {
     if (notes.size() < 100) {
       notes.insert(what);
     }
   }
   std::set<std::string> notes{};
-
- private:
-  std::uint64_t tsc_ = 0;
-};
-
-class GuestRunner::NoMmio final : public EngineMmio {
- public:
-  bool mmio_read(std::uint64_t /*gpa*/, std::span<std::uint8_t> /*data*/) override { return false; }
-  bool mmio_write(std::uint64_t /*gpa*/, std::span<const std::uint8_t> /*data*/) override { return false; }
 };
 
 template <typename T>
@@ -69,7 +44,7 @@ void GuestRunner::put(std::uint64_t gpa, T value) {
 }
 
 GuestRunner::GuestRunner(const ExecutionOptions& options)
-    : environment_(std::make_unique<Quiet>()), mmio_(std::make_unique<NoMmio>()) {
+    : environment_(std::make_unique<Noting>()), mmio_(std::make_unique<BareMmio>()) {
   void* memory = ::mmap(nullptr, kRamSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) {
     std::abort();

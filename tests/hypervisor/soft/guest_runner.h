@@ -10,6 +10,7 @@
 #include <string>
 #include <thread>
 
+#include "hypervisor/soft/bare_environment.h"
 #include "hypervisor/soft/native_case.h"
 #include "hypervisor/soft/processor.h"
 #include "memory/address_space.h"
@@ -29,8 +30,7 @@ class GuestRunner final {
   [[nodiscard]] const std::set<std::string>& notes() const;
 
  private:
-  class Quiet;
-  class NoMmio;
+  class Noting;
   void make_tables();
   void reset_state(const Case& one, std::uint64_t fs_base);
   template <typename T>
@@ -40,8 +40,8 @@ class GuestRunner final {
   std::uint8_t* ram_ = nullptr;
   AddressSpace space_{"memory", 0};
   PhysicalMemory memory_;
-  std::unique_ptr<Quiet> environment_;
-  std::unique_ptr<NoMmio> mmio_;
+  std::unique_ptr<Noting> environment_;
+  std::unique_ptr<BareMmio> mmio_;
   std::shared_ptr<SharedCode> code_;
   std::unique_ptr<Processor> processor_;
   std::atomic<std::uint64_t> progress_ = 0;  // odd while a case runs

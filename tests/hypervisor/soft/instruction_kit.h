@@ -6,32 +6,11 @@
 #include <string>
 #include <vector>
 
+#include "hypervisor/soft/bare_environment.h"
 #include "hypervisor/soft/decoder.h"
 #include "hypervisor/soft/paging_kit.h"
 
 namespace wisp::soft {
-
-// A machine around the processor that has nothing of its own.
-class BareEnvironment final : public Environment {
- public:
-  std::uint64_t read_tsc() override { return 0; }
-  CpuidEntry cpuid(std::uint32_t leaf, std::uint32_t subleaf) override {
-    return {.leaf = leaf, .subleaf = subleaf};
-  }
-  std::optional<std::uint64_t> read_msr(std::uint32_t /*index*/) override { return std::nullopt; }
-  MsrWrite write_msr(std::uint32_t /*index*/, std::uint64_t /*value*/) override { return MsrWrite::kUnknown; }
-  std::uint64_t read_cr8() override { return 0; }
-  void write_cr8(std::uint64_t /*value*/) override {}
-  bool port_read(std::uint16_t /*port*/, std::span<std::uint8_t> /*data*/) override { return false; }
-  bool port_write(std::uint16_t /*port*/, std::span<const std::uint8_t> /*data*/) override { return false; }
-  std::uint64_t hypercall(std::uint64_t /*number*/,
-                          std::span<const std::uint64_t, 4> /*arguments*/) override {
-    return 0;
-  }
-  std::uint64_t random() override { return 4; }
-  void pause() override {}
-  void note(const std::string& /*what*/) override {}
-};
 
 class InstructionKit : public PagingKit {
  public:

@@ -11,36 +11,15 @@
 #include <memory>
 #include <string>
 
+#include "hypervisor/soft/bare_environment.h"
 #include "hypervisor/soft/processor.h"
 #include "memory/address_space.h"
 
 namespace wisp::soft {
 
-class Silent final : public Environment, public EngineMmio {
+class SayingNothing final : public BareEnvironment {
  public:
-  std::uint64_t read_tsc() override { return ++tsc_; }
-  CpuidEntry cpuid(std::uint32_t leaf, std::uint32_t subleaf) override {
-    return {.leaf = leaf, .subleaf = subleaf};
-  }
-  std::optional<std::uint64_t> read_msr(std::uint32_t /*index*/) override { return std::nullopt; }
-  MsrWrite write_msr(std::uint32_t /*index*/, std::uint64_t /*value*/) override { return MsrWrite::kUnknown; }
-  std::uint64_t read_cr8() override { return 0; }
-  void write_cr8(std::uint64_t /*value*/) override {}
-  bool port_read(std::uint16_t /*port*/, std::span<std::uint8_t> /*data*/) override { return false; }
-  bool port_write(std::uint16_t /*port*/, std::span<const std::uint8_t> /*data*/) override { return false; }
-  std::uint64_t hypercall(std::uint64_t /*number*/,
-                          std::span<const std::uint64_t, 4> /*arguments*/) override {
-    return 0;
-  }
-  std::uint64_t random() override { return 4; }
-  void pause() override { ++pauses; }
   void note(const std::string& what) override { ADD_FAILURE() << what; }
-  bool mmio_read(std::uint64_t /*gpa*/, std::span<std::uint8_t> /*data*/) override { return false; }
-  bool mmio_write(std::uint64_t /*gpa*/, std::span<const std::uint8_t> /*data*/) override { return false; }
-  int pauses = 0;
-
- private:
-  std::uint64_t tsc_ = 0;
 };
 
 // Two megabytes mapped one to one by 4 KiB pages: the kernel's below 1 MiB, ring 3's above.
@@ -62,7 +41,7 @@ class Payload : public testing::TestWithParam<ExecutionOptions> {
     auto code =
         make_shared_code(memory_, {.flush_inline = [](Cpu*) {}, .revoke_writes = [](Cpu*) {}}, GetParam());
     ASSERT_TRUE(code);
-    auto processor = Processor::create(memory_, silent_, silent_, *code);
+    auto processor = Processor::create(memory_, mmio_, environment_, *code);
     ASSERT_TRUE(processor);
     processor_ = std::move(*processor);
     make_machine();
@@ -99,7 +78,7 @@ class Payload : public testing::TestWithParam<ExecutionOptions> {
     EXPECT_EQ(processor_->run(), Processor::Stop::kHalt) << std::hex << cpu().rip << ' ' << cpu().cr2;
   }
   Processor::Stop run() { return processor_->run(); }
-  [[nodiscard]] int pauses() const { return silent_.pauses; }
+  [[nodiscard]] int pauses() const { return environment_.pauses; }
 
   std::uint8_t* ram_ = nullptr;
 
@@ -141,7 +120,8 @@ class Payload : public testing::TestWithParam<ExecutionOptions> {
 
   AddressSpace space_{"memory", 0};
   PhysicalMemory memory_;
-  Silent silent_;
+  BareMmio mmio_;
+  SayingNothing environment_;
   std::unique_ptr<Processor> processor_;
 };
 

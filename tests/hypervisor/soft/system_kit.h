@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "hypervisor/soft/bare_environment.h"
 #include "hypervisor/soft/decoder.h"
 #include "hypervisor/soft/executor.h"
 #include "memory/address_space.h"
@@ -82,12 +83,6 @@ class TestEnvironment final : public Environment {
   bool debugging_extensions = true;
   std::map<std::uint32_t, std::uint64_t> msrs{};
   std::vector<std::string> notes{};
-};
-
-class SilentMmio final : public EngineMmio {
- public:
-  bool mmio_read(std::uint64_t /*gpa*/, std::span<std::uint8_t> /*data*/) override { return false; }
-  bool mmio_write(std::uint64_t /*gpa*/, std::span<const std::uint8_t> /*data*/) override { return false; }
 };
 
 // What a gate leads to, and who may.
@@ -318,7 +313,7 @@ class SystemKit {
   std::uint8_t* ram_ = nullptr;
   AddressSpace space_{"memory", 0};
   PhysicalMemory memory_;
-  SilentMmio mmio_;
+  BareMmio mmio_;
   std::unique_ptr<Cpu> cpu_;
   std::unique_ptr<Mmu> mmu_;
   std::unique_ptr<Core> core_;
