@@ -26,6 +26,10 @@ class Failure(Exception):
     """What a test cannot go on after."""
 
 
+# The nested bed (scripts/nested), whose init makes this folder.
+IN_BED = os.path.isdir("/scratch")
+
+
 class Checks:
     """Counts what held and what did not; every check is one line of output."""
 
@@ -48,16 +52,28 @@ class Checks:
     def equal(self, name, found, expected):
         return self.check(name, found == expected, f"expected {expected!r}\nfound    {found!r}")
 
-    def run(self, group, function, *arguments):
+    def run(self, group, function, context, *arguments):
         """Runs one group; an error inside is one failed check, and the next group still runs."""
         self.group = group
         started = time.monotonic()
+        before = self.passed, self.failed
+        context.fell_over = False
+        self._attempt(function, context, *arguments)
+        if self.failed > before[1] and context.fell_over and IN_BED:
+            # QEMU's emulation of SVM ends a guest this way now and then, whichever version of the VMM runs it, and
+            # nothing but the bed has been seen to do so.
+            print(f"        {group}: the guest fell over (triple fault) on the bed's emulated processor; once more",
+                  flush=True)
+            self.passed, self.failed = before
+            self._attempt(function, context, *arguments)
+        print(f"        {group} took {time.monotonic() - started:.1f} s", flush=True)
+        self.group = ""
+
+    def _attempt(self, function, *arguments):
         try:
             function(self, *arguments)
         except (Failure, OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError) as error:
             self.check("runs to its end", False, f"{type(error).__name__}: {error}")
-        print(f"        {group} took {time.monotonic() - started:.1f} s", flush=True)
-        self.group = ""
 
 
 def die_with_parent():
@@ -76,6 +92,7 @@ class Context:
         self.work = work or tempfile.mkdtemp(prefix="wisp-e2e-")
         self.patience = float(os.environ.get("WISP_E2E_PATIENCE", "1"))  # scales every time limit
         self.serial_number = 0
+        self.fell_over = False  # a machine that failed its group had told of a triple fault
         self.kept = False  # whether an earlier machine left /root/kept and its checksum on the root disk
 
     def image(self, name):
@@ -178,6 +195,7 @@ class Machine:
     def __exit__(self, kind, error, _):
         if error is not None and self.process:
             text = self.error_text().strip()
+            self.context.fell_over = self.context.fell_over or "triple fault" in text
             status = self.process.poll()
             how = "the VMM still runs" if status is None else f"the VMM ended with {describe_status(status)}"
             print(f"        {how}; its command: {shlex.join(self.command())}\n        console: {self.console.tail()!r}"

@@ -20,7 +20,7 @@ import boots  # noqa: E402
 import devices  # noqa: E402
 import hostile  # noqa: E402
 import virtiofs  # noqa: E402
-from harness import Checks, Context, main_summary  # noqa: E402
+from harness import IN_BED, Checks, Context, main_summary  # noqa: E402
 
 # In this order: `smp` looks for the file that `devices` wrote.
 GROUPS = {
@@ -53,7 +53,7 @@ def main():
 
     checks = Checks()
     # On a real file system where there is one: direct I/O does not work on all others.
-    where = "/scratch" if os.path.isdir("/scratch") else None
+    where = "/scratch" if IN_BED else None
     work = tempfile.mkdtemp(prefix="wisp-e2e-", dir=where)
     try:
         context = Context(options.vmm, options.images, options.accel, work)
