@@ -344,6 +344,8 @@ def plain(text):
     """Text without what may differ between two boots: numbers, and what only arranges them."""
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>78]", "", text.replace("\r", ""))
     text = re.sub(r"\b(0x)?[0-9a-f]*\d\w*\b", "N", text)
+    # What udev loads side by side is numbered as it comes: input0, input1.
+    text = re.sub(r"(?<=[a-z])\d+\b", "N", text)
     return re.sub(r"[ \t]+", " ", text)
 
 
