@@ -5,33 +5,18 @@
 #include <memory>
 
 #include "block/support/memory_backend.h"
+#include "input.h"
 #include "virtio/blk_kit.h"
 
 namespace wisp {
 namespace {
 
+using fuzz::Input;
 using test::BlkDriver;
 using test::DeviceHarness;
 using test::FakeDescriptor;
 using test::FakeGuest;
 using test::MemoryBackend;
-
-class Input final {
- public:
-  Input(const std::uint8_t* data, std::size_t size) : bytes_(data, size) {}
-  template <typename T>
-  T get() {
-    T value{};
-    const std::size_t size = std::min(sizeof value, bytes_.size());
-    std::memcpy(&value, bytes_.data(), size);
-    bytes_ = bytes_.subspan(size);
-    return value;
-  }
-  [[nodiscard]] bool empty() const { return bytes_.empty(); }
-
- private:
-  std::span<const std::uint8_t> bytes_;
-};
 
 constexpr std::uint64_t kGuestSize = 128UL << 10;
 constexpr std::uint64_t kDisk = 64UL << 10;

@@ -11,31 +11,12 @@
 #include "devices/power.h"
 #include "devices/rtc.h"
 #include "devices/serial.h"
+#include "input.h"
 
 namespace wisp {
 namespace {
 
-class Input {
- public:
-  Input(const std::uint8_t* data, std::size_t size) : bytes_(data, size) {}
-  std::uint8_t byte() {
-    if (bytes_.empty()) {
-      return 0;
-    }
-    const std::uint8_t first = bytes_[0];
-    bytes_ = bytes_.subspan(1);
-    return first;
-  }
-  std::span<const std::uint8_t> take(std::size_t size) {
-    const auto taken = bytes_.first(std::min(size, bytes_.size()));
-    bytes_ = bytes_.subspan(taken.size());
-    return taken;
-  }
-  [[nodiscard]] bool empty() const { return bytes_.empty(); }
-
- private:
-  std::span<const std::uint8_t> bytes_;
-};
+using fuzz::Input;
 
 void run(Input input) {
   static const std::unique_ptr<EventLoop> loop = *EventLoop::create();

@@ -12,7 +12,7 @@ using namespace wisp::test;
 
 constexpr std::uint64_t kGuestSize = 512UL << 10;
 
-void step(FuzzInput& input, NetKit& kit, FakeNetBackend& backend) {
+void step(fuzz::Input& input, NetKit& kit, FakeNetBackend& backend) {
   DeviceHarness& harness = kit.harness;
   const auto choice = input.get<std::uint8_t>();
   const auto queues = static_cast<std::uint16_t>(harness.device().queue_sizes().size());
@@ -82,7 +82,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (size > 4096) {
     return 0;
   }
-  FuzzInput input(data, size);
+  fuzz::Input input(data, size);
   const auto bits = input.get<std::uint8_t>();
   FakeGuest guest({{FakeGuest::kBase, kGuestSize}});
   const std::uint16_t pairs = (bits & 1) != 0 ? 3 : 1;

@@ -6,34 +6,13 @@
 #include <cstring>
 #include <span>
 
+#include "input.h"
 #include "virtio/support/device_harness.h"
 
 namespace wisp::test {
 
-class FuzzInput final {
- public:
-  FuzzInput(const std::uint8_t* data, std::size_t size) : bytes_(data, size) {}
-  template <typename T>
-  T get() {
-    T value{};
-    const std::size_t size = std::min(sizeof value, bytes_.size());
-    std::memcpy(&value, bytes_.data(), size);
-    bytes_ = bytes_.subspan(size);
-    return value;
-  }
-  [[nodiscard]] std::span<const std::uint8_t> take(std::size_t size) {
-    const auto part = bytes_.first(std::min(size, bytes_.size()));
-    bytes_ = bytes_.subspan(part.size());
-    return part;
-  }
-  [[nodiscard]] bool empty() const { return bytes_.empty(); }
-
- private:
-  std::span<const std::uint8_t> bytes_;
-};
-
 // An address in the first 64 KiB of RAM, around its end, or anywhere.
-inline Gpa fuzz_address(FuzzInput& input, const FakeGuest& guest) {
+inline Gpa fuzz_address(fuzz::Input& input, const FakeGuest& guest) {
   const auto choice = input.get<std::uint8_t>();
   const auto offset = input.get<std::uint16_t>();
   switch (choice % 16) {
@@ -47,7 +26,7 @@ inline Gpa fuzz_address(FuzzInput& input, const FakeGuest& guest) {
 }
 
 // One step on the ring: a descriptor, an entry or an index written raw.
-inline void fuzz_ring(FuzzInput& input, DeviceHarness& harness, std::uint16_t queue) {
+inline void fuzz_ring(fuzz::Input& input, DeviceHarness& harness, std::uint16_t queue) {
   FakeQueue& ring = harness.queue(queue);
   const auto bits = input.get<std::uint8_t>();
   const auto slot = static_cast<std::uint16_t>(input.get<std::uint8_t>() % ring.size());
@@ -73,7 +52,7 @@ inline void fuzz_ring(FuzzInput& input, DeviceHarness& harness, std::uint16_t qu
 }
 
 // Publishes a chain of buffers wherever they are, through free descriptors chosen by position.
-inline void fuzz_publish(FuzzInput& input, DeviceHarness& harness, std::uint16_t queue, bool writable,
+inline void fuzz_publish(fuzz::Input& input, DeviceHarness& harness, std::uint16_t queue, bool writable,
                          std::uint32_t least) {
   FakeQueue& ring = harness.queue(queue);
   const std::uint16_t count = 1 + input.get<std::uint8_t>() % 3;

@@ -10,32 +10,9 @@
 #include <vector>
 
 #include "hypervisor/cpu_state.h"
+#include "input.h"
 
 namespace wisp::fuzz {
-
-class Input final {
- public:
-  Input(const std::uint8_t* data, std::size_t size) : bytes_(data, size) {}
-  // The next bytes; zeroes where there are no more.
-  template <typename T>
-  T get() {
-    T value{};
-    const std::size_t size = std::min(sizeof value, bytes_.size());
-    std::memcpy(&value, bytes_.data(), size);
-    bytes_ = bytes_.subspan(size);
-    return value;
-  }
-  std::uint8_t byte() { return get<std::uint8_t>(); }
-  [[nodiscard]] std::span<const std::uint8_t> take(std::size_t size) {
-    const auto part = bytes_.first(std::min(size, bytes_.size()));
-    bytes_ = bytes_.subspan(part.size());
-    return part;
-  }
-  [[nodiscard]] bool empty() const { return bytes_.empty(); }
-
- private:
-  std::span<const std::uint8_t> bytes_;
-};
 
 // The guest's physical memory: RAM at 0, at 2 MiB and at 4 GiB, ROM below 1 MiB, and nothing between.
 inline constexpr std::uint64_t kLowRam = 0, kLowSize = 512U << 10;

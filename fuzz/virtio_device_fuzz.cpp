@@ -9,34 +9,14 @@
 #include <string_view>
 
 #include "base/bytes.h"
+#include "input.h"
 #include "virtio/hostile_devices.h"
 #include "virtio/support/mmio_harness.h"
 
 namespace {
 
 using namespace wisp;
-
-class Input final {
- public:
-  Input(const std::uint8_t* data, std::size_t size) : bytes_(data, size) {}
-  [[nodiscard]] bool empty() const { return bytes_.empty(); }
-  template <typename T>
-  T take() {
-    T value{};
-    const std::size_t count = std::min(sizeof value, bytes_.size());
-    std::memcpy(&value, bytes_.data(), count);
-    bytes_ = bytes_.subspan(count);
-    return value;
-  }
-  std::span<const std::uint8_t> take_bytes(std::size_t count) {
-    const auto taken = bytes_.first(std::min(count, bytes_.size()));
-    bytes_ = bytes_.subspan(taken.size());
-    return taken;
-  }
-
- private:
-  std::span<const std::uint8_t> bytes_;
-};
+using fuzz::Input;
 
 }  // namespace
 
@@ -55,17 +35,17 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const Gpa scratch = guest.guest().allocate(0x1000, 16);
   Input input(data, size);
   for (int step = 0; step < 256 && !input.empty(); ++step) {
-    switch (input.take<std::uint8_t>() % 10) {
+    switch (input.get<std::uint8_t>() % 10) {
       case 0: {
         std::uint8_t bytes[8]{};
-        const std::size_t width = 1 + input.take<std::uint8_t>() % 8U;
-        const std::uint64_t offset = input.take<std::uint16_t>() % (kVirtioMmioSize - width + 1);
+        const std::size_t width = 1 + input.get<std::uint8_t>() % 8U;
+        const std::uint64_t offset = input.get<std::uint16_t>() % (kVirtioMmioSize - width + 1);
         guest.transport().io_read(offset, std::span(bytes).first(width));
         break;
       }
       case 1: {
-        const std::uint64_t offset = input.take<std::uint16_t>() % (kVirtioMmioSize - 8 + 1);
-        const auto bytes = input.take_bytes(1 + input.take<std::uint8_t>() % 8U);
+        const std::uint64_t offset = input.get<std::uint16_t>() % (kVirtioMmioSize - 8 + 1);
+        const auto bytes = input.take(1 + input.get<std::uint8_t>() % 8U);
         if (!bytes.empty()) {
           guest.transport().io_write(offset, bytes);
         }
@@ -74,16 +54,16 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       case 2:
       case 3: {
         // A chain of up to four buffers, all in the scratch page.
-        const std::uint16_t index = input.take<std::uint8_t>() % guest.queue_count();
-        const std::uint8_t parts = 1 + input.take<std::uint8_t>() % 4;
+        const std::uint16_t index = input.get<std::uint8_t>() % guest.queue_count();
+        const std::uint8_t parts = 1 + input.get<std::uint8_t>() % 4;
         test::FakeQueue& queue = guest.queue(index);
-        const std::uint16_t first = input.take<std::uint8_t>() % queue.size();
+        const std::uint16_t first = input.get<std::uint8_t>() % queue.size();
         for (std::uint8_t i = 0; i < parts; ++i) {
-          const auto flags = static_cast<std::uint16_t>(input.take<std::uint8_t>() & test::kDescWrite);
+          const auto flags = static_cast<std::uint16_t>(input.get<std::uint8_t>() & test::kDescWrite);
           queue.set_descriptor(
               static_cast<std::uint16_t>((first + i) % queue.size()),
-              {.address = scratch + input.take<std::uint16_t>() % 0x1000,
-               .length = input.take<std::uint16_t>(),
+              {.address = scratch + input.get<std::uint16_t>() % 0x1000,
+               .length = input.get<std::uint16_t>(),
                .flags = static_cast<std::uint16_t>(flags | (i + 1 < parts ? test::kDescNext : 0)),
                .next = static_cast<std::uint16_t>((first + i + 1) % queue.size())});
         }
@@ -92,20 +72,19 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         break;
       }
       case 4:
-        guest.guest().write(scratch + input.take<std::uint8_t>(),
-                            input.take_bytes(input.take<std::uint8_t>()));
+        guest.guest().write(scratch + input.get<std::uint8_t>(), input.take(input.get<std::uint8_t>()));
         break;
       case 5: {
-        const std::uint16_t index = input.take<std::uint8_t>() % guest.queue_count();
-        guest.queue(index).set_descriptor(input.take<std::uint8_t>() % guest.queue(index).size(),
-                                          {.address = input.take<std::uint64_t>(),
-                                           .length = input.take<std::uint32_t>(),
-                                           .flags = input.take<std::uint16_t>(),
-                                           .next = input.take<std::uint16_t>()});
+        const std::uint16_t index = input.get<std::uint8_t>() % guest.queue_count();
+        guest.queue(index).set_descriptor(input.get<std::uint8_t>() % guest.queue(index).size(),
+                                          {.address = input.get<std::uint64_t>(),
+                                           .length = input.get<std::uint32_t>(),
+                                           .flags = input.get<std::uint16_t>(),
+                                           .next = input.get<std::uint16_t>()});
         break;
       }
       case 6:
-        guest.kick(input.take<std::uint8_t>() % guest.queue_count());
+        guest.kick(input.get<std::uint8_t>() % guest.queue_count());
         guest.pump(1);
         break;
       case 7:
@@ -114,8 +93,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       case 8: {
         guest.transport().pause();
         StateRecord saved = guest.transport().save();
-        const auto at = input.take<std::uint16_t>();
-        const auto flip = input.take<std::uint8_t>();
+        const auto at = input.get<std::uint16_t>();
+        const auto flip = input.get<std::uint8_t>();
         saved.bytes[at % saved.bytes.size()] ^= flip;
         static_cast<void>(guest.transport().load(saved));
         guest.transport().resume();

@@ -19,7 +19,7 @@ struct World {
   std::vector<UniqueFd> peers;
 };
 
-void send_packet(FuzzInput& input, World& world) {
+void send_packet(fuzz::Input& input, World& world) {
   const auto bits = input.get<std::uint8_t>();
   VsockHeader header = world.kit.packet(static_cast<VsockOp>(input.get<std::uint8_t>() % 10),
                                         input.get<std::uint8_t>() % 4, 1);
@@ -50,7 +50,7 @@ void send_packet(FuzzInput& input, World& world) {
   harness.notify(1);
 }
 
-void step(FuzzInput& input, World& world) {
+void step(fuzz::Input& input, World& world) {
   DeviceHarness& harness = *world.kit.harness;
   const auto choice = input.get<std::uint8_t>();
   switch (choice % 12) {
@@ -126,7 +126,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (size > 2048) {
     return 0;
   }
-  FuzzInput input(data, size);
+  fuzz::Input input(data, size);
   World world;
   while (!input.empty()) {
     step(input, world);

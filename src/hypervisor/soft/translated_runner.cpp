@@ -27,8 +27,7 @@ TranslatedRunner::TranslatedRunner(Core core, SharedCode& shared, Stepper& stepp
       native_tsc_(shared.options().native_tsc),
       count_(shared.options().virtual_clock) {
   core_.cpu.runner = this;
-  core_.cpu.tag_bias = translator_.tag_bias();
-  core_.mmu.flush_all();
+  core_.cpu.tag_bias = translator_.tag_bias();  // whoever makes a runner drops all tags after it
 }
 
 TranslatedRunner::~TranslatedRunner() {
