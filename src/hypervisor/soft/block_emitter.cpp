@@ -1,5 +1,7 @@
 #include "hypervisor/soft/block_emitter.h"
 
+#include <algorithm>
+
 #include "hypervisor/soft/block_offsets.h"
 #include "hypervisor/soft/mmu.h"
 
@@ -169,12 +171,23 @@ void BlockEmitter::align_jump(unsigned bytes_before_displacement) {
 }
 
 void BlockEmitter::branch_link(std::size_t from, std::int64_t target_offset) {
-  const bool near = target_offset >= 0 && target_offset < 4096;
+  const bool near = in_this_page(target_offset);
   scratch_.cold.push_back({.kind = near ? ColdCode::Kind::kLink : ColdCode::Kind::kFarJump,
                            .from = from,
                            .page_offset = static_cast<std::uint32_t>(near ? target_offset : offset_),
                            .target = target_offset,
                            .next_mark = block_->instructions});
+}
+
+// The linear address `offset` bytes behind the page's start. An instruction's displacement and what is before
+// it in the page can be more than one displacement takes.
+void BlockEmitter::in_page(HostReg to, std::int64_t offset) {
+  constexpr std::int64_t kMost = INT32_MAX;
+  out_->load(to, kPageAddress);
+  out_->lea(to, to, static_cast<std::int32_t>(std::min(offset, kMost)));
+  if (offset > kMost) {
+    out_->lea(to, to, static_cast<std::int32_t>(offset - kMost));
+  }
 }
 
 // On behind the present instruction, elsewhere than in this block.
@@ -184,20 +197,18 @@ void BlockEmitter::go_on_at(std::int64_t target_offset, Bank bank) {
     branch_link(out_->jump_later(), target_offset);
     return;
   }
-  out_->load(kAddress, kPageAddress);
-  out_->lea(kAddress, kAddress, static_cast<std::int32_t>(target_offset));
+  in_page(kAddress, target_offset);
   out_->place_at(indirect(bank), stubs_.miss);
 }
 
 // `stack_change`: what the instruction has added to RSP.
 void BlockEmitter::jump_to(std::int64_t target_offset, std::int32_t stack_change) {
-  if (target_offset >= 0 && target_offset < 4096) {
+  if (in_this_page(target_offset)) {
     align_jump(1);
     branch_link(out_->jump_later(), target_offset);
     return;
   }
-  out_->load(kAddress, kPageAddress);
-  out_->lea(kAddress, kAddress, static_cast<std::int32_t>(target_offset));
+  in_page(kAddress, target_offset);
   indirect_jump(stack_change);
 }
 
@@ -275,8 +286,7 @@ void BlockEmitter::emit_cold() {
         break;
       }
       case ColdCode::Kind::kFarJump:
-        out_->load(kAddress, kPageAddress);
-        out_->lea(kAddress, kAddress, static_cast<std::int32_t>(cold.target));
+        in_page(kAddress, cold.target);
         out_->place(indirect(mode_.bank));
         miss_call(cold);
         break;

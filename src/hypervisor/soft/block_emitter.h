@@ -18,6 +18,7 @@
 #include "hypervisor/soft/emitter.h"
 #include "hypervisor/soft/insn.h"
 #include "hypervisor/soft/native_code.h"
+#include "hypervisor/soft/physical_memory.h"
 
 namespace wisp::soft {
 
@@ -195,6 +196,7 @@ class BlockEmitter final {
   void push_temp_at_probe();
   void begin_push(bool push_planned = true);
   void conditional(const Insn& insn);
+  void in_page(HostReg to, std::int64_t offset);
   void go_on_at(std::int64_t target_offset, Bank bank);
   void jump_to(std::int64_t target_offset, std::int32_t stack_change = 0);
   void branch_link(std::size_t from, std::int64_t target_offset);
@@ -225,6 +227,9 @@ class BlockEmitter final {
   void emit_specials();
   [[nodiscard]] bool vector_possible(VectorUse use) const;
   [[nodiscard]] std::int64_t next_offset(const Insn& insn) const { return offset_ + insn.length; }
+  [[nodiscard]] static bool in_this_page(std::int64_t offset) {
+    return offset >= 0 && offset < static_cast<std::int64_t>(kPageSize);
+  }
   [[nodiscard]] std::int64_t branch_target(const Insn& insn) const {
     return next_offset(insn) + static_cast<std::int64_t>(insn.immediate);
   }

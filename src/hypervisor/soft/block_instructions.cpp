@@ -384,9 +384,14 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
     case Op::kJump:
     case Op::kJumpIndirect:
     case Op::kJumpIf:
-    case Op::kLoop:
     case Op::kJumpRcxZero:
       break;
+    case Op::kLoop:
+      if (in_this_page(branch_target(insn))) {
+        break;
+      }
+      // Where no address can be it must fault before it counts.
+      [[fallthrough]];
     default:
       special(insn);
       return keeps_flow(insn) ? Flow::kContinue : Flow::kEnd;
@@ -395,8 +400,7 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
   switch (insn.op) {
     case Op::kCall:
       begin_push();
-      out_->load(kTemp, kPageAddress);
-      out_->lea(kTemp, kTemp, static_cast<std::int32_t>(next_offset(insn)));
+      in_page(kTemp, next_offset(insn));
       push_temp_at_probe();
       jump_to(branch_target(insn), -8);
       return Flow::kEnd;
@@ -418,8 +422,7 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
       if (insn.op == Op::kCallIndirect) {
         out_->store(kKept, kAddress);
         begin_push(false);
-        out_->load(kTemp, kPageAddress);
-        out_->lea(kTemp, kTemp, static_cast<std::int32_t>(next_offset(insn)));
+        in_page(kTemp, next_offset(insn));
         push_temp_at_probe();
         out_->load(kAddress, kKept);
       }

@@ -19,8 +19,10 @@ void BlockEmitter::address(const Insn& insn) {
     return scratch;
   };
   if (insn.base == kRipBase) {
-    out_->load(kAddress, kPageAddress);
-    out_->lea(kAddress, kAddress, static_cast<std::int32_t>(next_offset(insn)) + displacement, wide);
+    in_page(kAddress, next_offset(insn) + displacement);
+    if (!wide) {
+      out_->move32(kAddress, kAddress);
+    }
   } else if (insn.base == kNoRegister && insn.index == kNoRegister) {
     out_->constant(kAddress, wide ? static_cast<std::uint64_t>(insn.displacement)
                                   : static_cast<std::uint32_t>(insn.displacement));

@@ -48,7 +48,8 @@ Severity severity_of(const Event& event) {
 }
 
 // RFLAGS as pushed: faults set RF, so that the instruction is not stopped again by its breakpoint; a fault
-// for a breakpoint does not, and what comes after an instruction finds RF clear.
+// for a breakpoint does not. What comes after an instruction finds RF clear, or between two turns of a
+// repeated one as it was.
 std::uint64_t pushed_flags(const Cpu& cpu, const Event& event) {
   const std::uint64_t flags = cpu.rflags();
   switch (event.kind) {
@@ -58,7 +59,6 @@ std::uint64_t pushed_flags(const Cpu& cpu, const Event& event) {
     }
     case EventKind::kTrap:
     case EventKind::kSoftwareInterrupt:
-      return flags & ~flag::kRf;
     case EventKind::kExternal:
     case EventKind::kNmi:
       break;
@@ -291,6 +291,8 @@ bool deliver_event(Core& core, const Fault& fault, EventKind kind, std::uint8_t 
   Cpu& cpu = core.cpu;
   cpu.interrupt_shadow = 0;
   cpu.halted = false;
+  // What a device answered to the instruction before it goes unused: it asks anew, if it ever runs.
+  cpu.io.answer_count = 0;
   if (kind == EventKind::kNmi) {
     cpu.nmi_masked = true;
   }

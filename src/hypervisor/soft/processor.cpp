@@ -18,6 +18,12 @@ constexpr std::size_t kGuard = 4096;
 constexpr std::size_t kStack =
     64U << 10;  // of generated code and of signal handlers in it: right below the Cpu
 
+// Others trap by the TF they began with. These by the one they end with, or a user's TF would stop the kernel
+// before its first instruction (Xen's advisory XSA-204 tells of hypervisors that had it otherwise).
+bool traps_by_new_flag(Op op) {
+  return op == Op::kSyscall || op == Op::kSysret;
+}
+
 // A Cpu with the stack that generated code uses below it.
 class Frame final {
  public:
@@ -101,11 +107,12 @@ bool ProcessorImpl::instruction_breakpoint() {
   if ((cpu.dr7 & 0xff) == 0 || (cpu.other_flags & flag::kRf) != 0) {
     return false;
   }
+  const std::uint64_t linear = cpu.code64() ? cpu.rip : (cpu.segments[kCs].base + cpu.rip) & 0xffffffff;
   std::uint64_t hits = 0;
   for (unsigned i = 0; i < 4; ++i) {
     const bool enabled = (cpu.dr7 >> (2 * i) & 3) != 0;
     const bool execution = (cpu.dr7 >> (16 + 4 * i) & 0xf) == 0;
-    if (enabled && execution && cpu.dr[i] == cpu.segments[kCs].base + cpu.rip) {
+    if (enabled && execution && cpu.dr[i] == linear) {
       hits |= 1ULL << i;
     }
   }
@@ -141,8 +148,11 @@ bool ProcessorImpl::finish(Outcome outcome, std::uint64_t trap, Stop& stop) {
       stop = Stop::kIo;
       return true;
     case Outcome::kHalt:
-      stop = Stop::kHalt;
-      return true;
+      if (trap == 0) {
+        stop = Stop::kHalt;
+        return true;
+      }
+      break;  // the trap ends the wait at once
     case Outcome::kShutdown:
       stop = Stop::kShutdown;
       return true;
@@ -173,7 +183,9 @@ Processor::Stop ProcessorImpl::run() {
     Stop stop = Stop::kAttention;
     if (runner_ && cpu.io.answer_count == 0 && runner_->ready()) {
       const Outcome outcome = runner_->run();
-      if (finish(outcome, 0, stop)) {
+      // Translated code does not run with TF set, so an instruction has just set it, and left for that.
+      const bool stepped = (cpu.other_flags & flag::kTf) != 0 && traps_by_new_flag(stepper_->last().op);
+      if (finish(outcome, stepped ? kDr6SingleStep : 0, stop)) {
         return stop;
       }
       continue;
@@ -191,7 +203,10 @@ Processor::Stop ProcessorImpl::run() {
     // MOV SS holds a debug trap back with everything else: that of a single step for good, those of
     // breakpoints until behind the next instruction.
     const bool held = (cpu.interrupt_shadow & 2) != 0 && (shadow & 2) == 0;
-    const std::uint64_t trap = held ? 0 : cpu.breakpoint_hits | (trap_flag ? kDr6SingleStep : 0);
+    const bool stepped = outcome == Outcome::kJump && traps_by_new_flag(stepper_->last().op)
+                             ? (cpu.other_flags & flag::kTf) != 0
+                             : trap_flag;
+    const std::uint64_t trap = held ? 0 : cpu.breakpoint_hits | (stepped ? kDr6SingleStep : 0);
     cpu.breakpoint_hits = held ? cpu.breakpoint_hits : outcome == Outcome::kIo ? hits_before : 0;
     if (finish(outcome, trap, stop)) {
       return stop;

@@ -43,6 +43,7 @@ void reset_cpu(Cpu& cpu, bool power_up) {
     reset_xsave_area(cpu);
   }
   cpu.interrupt_shadow = 0;
+  cpu.breakpoint_hits = 0;
   cpu.nmi_masked = false;
   cpu.halted = false;
   cpu.fault = {};

@@ -201,6 +201,7 @@ Result<void> SoftVcpu::load(const CpuState& state) {
   }
   Cpu& cpu = processor_->cpu();
   cpu.io = {};
+  cpu.breakpoint_hits = 0;
   WISP_TRY(load_special_regs(state.sregs));
   soft::set_regs(cpu, state.regs);
   cpu.dr = state.debug.db;

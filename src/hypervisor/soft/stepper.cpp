@@ -24,6 +24,11 @@ bool x87_store_is_held_back(const Cpu& cpu) {
   return x87_exception_pending(cpu) && (cpu.vectors[2] & ~cpu.vectors[0] & kAllButPrecision) != 0;
 }
 
+// Ports among them.
+bool is_string(Op op) {
+  return op >= Op::kIn && op <= Op::kCompareString;
+}
+
 // Whether the instruction raises #MF where an x87 exception is pending.
 bool waits_for_x87(const Insn& insn) {
   if (insn.vector_use == VectorUse::kX87) {
@@ -229,7 +234,7 @@ Outcome Stepper::run(const Insn& insn, const std::uint8_t** thunk) {
   } else if ((insn.op >= Op::kPush && insn.op <= Op::kBound) ||
              (insn.op >= Op::kClearCarry && insn.op <= Op::kSalc)) {
     outcome = execute_control(core_, insn);
-  } else if (insn.op >= Op::kIn && insn.op <= Op::kCompareString) {
+  } else if (is_string(insn.op)) {
     outcome = execute_string(core_, insn);
   } else if (insn.op >= Op::kXsave && insn.op <= Op::kFpuWait) {
     outcome = execute_extended_state(core_, insn);
@@ -261,7 +266,9 @@ Outcome Stepper::run(const Insn& insn, const std::uint8_t** thunk) {
   // else could never be stopped.
   cpu.interrupt_shadow = static_cast<std::uint8_t>(cpu.interrupt_shadow & ~(shadow & 2U));
   --cpu.instructions_left;
-  if (resume && insn.op != Op::kInterruptReturn && outcome != Outcome::kTrap) {
+  // RF holds for all of a repeated instruction (SDM volume 3, 17.3.1.1).
+  const bool repeats = outcome == Outcome::kJump && is_string(insn.op);
+  if (resume && insn.op != Op::kInterruptReturn && !repeats) {
     cpu.other_flags &= ~flag::kRf;
   }
   return outcome;

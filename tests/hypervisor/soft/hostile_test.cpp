@@ -63,6 +63,40 @@ TEST_P(Hostile, JumpsToWhereNoAddressCanBe) {
   }
 }
 
+// The machine has answered, and the instruction that asked has gone from under the processor: nobody waits
+// for the answer any more.
+TEST_P(Hostile, TheInstructionThatAskedADeviceIsGone) {
+  CpuState state = long_mode();
+  put(kPd + 16 * 8,
+      kPt | 3);  // 0x2000000: the same again, in the same place of the MMU's own cache at + 0x11000
+  gate(14, kHandler);
+  put(kIdt + 14 * 16 + 4, std::uint8_t{1});  // on a stack of its own, or faults without end would come to one
+  put(kTss + 0x24, kStack + 0x1000);
+  state.sregs.tr = {.base = kTss, .limit = 0x67, .selector = 0x30, .type = 0xb, .present = true};
+  put(kPt + kHandler / 0x1000 * 8, kHandler | 3 | 1ULL << 63);  // not executable
+  code(kCode,
+       {0x48, 0xc7, 0x04, 0x25, 0x80, 0x40, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,  // mov qword [0x4080], 0
+        0x48, 0x8b, 0x04, 0x25, 0x00, 0x10, 0x01, 0x02,                          // mov rax, [0x2011000]
+        0xec,                                                                    // in al, dx
+        0xf4});
+  state.regs.rdx = 0x2f8;
+  for (const bool handled : {true, false}) {
+    put(kPt + kCode / 0x1000 * 8, kCode | 3);
+    state.sregs.idt.limit = handled ? 0xfff : 0;
+    ASSERT_TRUE(vcpu_->load(state));
+    Exit exit = run_and_kick();
+    if (GetParam() == ExecutorChoice::kTranslate) {
+      ASSERT_TRUE(std::holds_alternative<PortReadExit>(exit));
+      exit = run_and_kick();
+    }
+    if (handled) {
+      EXPECT_TRUE(std::holds_alternative<InterruptedExit>(exit));
+    } else {
+      EXPECT_TRUE(std::holds_alternative<ShutdownExit>(exit));
+    }
+  }
+}
+
 // A handler that faults before its first instruction takes time, too: else no timer would ever get in.
 class HostileInVirtualTime : public VmKit {
   [[nodiscard]] ExecutionOptions execution() const override {

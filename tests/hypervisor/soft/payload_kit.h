@@ -82,7 +82,7 @@ class Payload : public testing::TestWithParam<ExecutionOptions> {
 
   std::uint8_t* ram_ = nullptr;
 
- private:
+  // The state that every program starts from.
   void make_machine() {
     put(kPml4, kPdpt | 7);
     put(kPdpt, kPd | 7);
@@ -118,6 +118,7 @@ class Payload : public testing::TestWithParam<ExecutionOptions> {
     core().mmu.flush_all();
   }
 
+ private:
   AddressSpace space_{"memory", 0};
   PhysicalMemory memory_;
   BareMmio mmio_;

@@ -269,6 +269,122 @@ TEST_P(Payload, EveryInstructionIsAStepWithTheTrapFlag) {
   EXPECT_EQ(cpu().gpr[kRbx], 6U);  // two NOPs, the jump, PUSHFQ, AND, POPFQ
 }
 
+// A user's trap flag does not stop the kernel before its first instruction, and the kernel's for the user
+// does at once.
+TEST_P(Payload, SystemCallsTrapByTheFlagTheyEndWith) {
+  for (const bool masked : {true, false}) {
+    SCOPED_TRACE(masked);
+    make_machine();
+    gate(1, kHandler, 1);
+    gate(0x80, kHandler + 0x100, 0, 3);
+    cpu().msr.star = std::uint64_t{kCode64} << 32 | std::uint64_t{0x1b} << 48;
+    cpu().msr.lstar = 0x14000;
+    cpu().msr.sfmask = masked ? std::uint64_t{flag::kTf} : 0;
+    code(kCode, {0x49, 0xbb, 0x02, 0x01, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,  // mov r11, 0x102: TF
+                 0xb9, 0x00, 0x00, 0x10, 0x00,                                // mov ecx, 0x100000
+                 0x48, 0x0f, 0x07});                                          // sysretq: the first
+    code(kUserCode, {0x90,                                                    // nop: the second
+                     0x0f, 0x05,                                              // syscall
+                     0xcd, 0x80});                                            // int 0x80
+    code(0x14000, {0x90,                                                      // nop
+                   0x49, 0x81, 0xe3, 0xff, 0xfe, 0xff, 0xff,                  // and r11, ~0x100
+                   0x48, 0x0f, 0x07});                                        // sysretq
+    // Keeps where each came from.
+    code(kHandler, {0x48, 0x8b, 0x04, 0x24,                          // mov rax, [rsp]
+                    0x48, 0x89, 0x04, 0xdd, 0x00, 0x00, 0x12, 0x00,  // mov [0x120000 + rbx * 8], rax
+                    0xff, 0xc3,                                      // inc ebx
+                    0x48, 0xcf});                                    // iretq
+    code(kHandler + 0x100, {0xf4});
+    run_to_halt();
+    std::vector<std::uint64_t> seen;
+    for (std::uint64_t i = 0; i < cpu().gpr[kRbx]; ++i) {
+      seen.push_back(get(kData + i * 8));
+    }
+    std::vector<std::uint64_t> expected{kUserCode, kUserCode + 1};
+    if (!masked) {
+      expected.insert(expected.end(), {0x14000, 0x14001, 0x14008});
+    }
+    EXPECT_EQ(seen, expected);
+  }
+}
+
+// HLT is an instruction like others: its trap ends the wait.
+TEST_P(Payload, TheTrapBehindHltEndsIt) {
+  gate(1, kHandler);
+  cpu().set_rflags(2 | flag::kTf);
+  code(kCode, {0xf4, 0x90});
+  code(kHandler, {0x48, 0x8b, 0x04, 0x24,  // mov rax, [rsp]
+                  0xf4});
+  run_to_halt();
+  EXPECT_EQ(cpu().gpr[kRax], kCode + 1);
+}
+
+TEST_P(Payload, ABreakpointOnARepeatedInstructionHitsOnce) {
+  gate(1, kHandler);
+  cpu().dr[0] = kCode + 2;
+  cpu().dr7 = 0x401;
+  code(kCode, {0x90, 0x90, 0xf3, 0xaa,  // rep stosb
+               0x90, 0xf4});
+  code(kHandler, {0xff, 0xc3,                                            // inc ebx
+                  0x48, 0x81, 0x4c, 0x24, 0x10, 0x00, 0x00, 0x01, 0x00,  // or qword [rsp + 16], 0x10000: RF
+                  0x48, 0xcf});                                          // iretq
+  cpu().gpr[kRcx] = 50;
+  cpu().gpr[kRdi] = kData;
+  cpu().gpr[kRax] = 7;
+  run_to_halt();
+  EXPECT_EQ(cpu().gpr[kRbx], 1U);
+  EXPECT_EQ(ram_[kData + 49], 7);
+  EXPECT_EQ(cpu().other_flags & flag::kRf, 0U);
+}
+
+TEST_P(Payload, ABreakpointIsOfTheLinearAddressWhateverTheSegmentsBase) {
+  gate(1, kHandler);
+  cpu().segments[kCs].base = 0x5000;  // which 64-bit code does not look at
+  cpu().dr[0] = kCode + 1;
+  cpu().dr7 = 0x401;
+  code(kCode, {0x90, 0x90, 0xf4});
+  code(kHandler, {0xf4});
+  run_to_halt();
+  EXPECT_EQ(cpu().rip, kHandler + 1);
+}
+
+// Displacements that reach further than one of 32 bits from the page's start.
+TEST_P(Payload, RelativeToTheEndsOfTheReach) {
+  constexpr std::uint64_t kAt = kCode + 0xf00;
+  code(kAt, {0x48, 0x8d, 0x05, 0xff, 0xff, 0xff, 0x7f,        // lea rax, [rip + 0x7fffffff]
+             0x48, 0x8d, 0x1d, 0x00, 0x00, 0x00, 0x80,        // lea rbx, [rip - 0x80000000]
+             0x67, 0x48, 0x8d, 0x15, 0x00, 0x00, 0x00, 0x80,  // lea rdx, [eip - 0x80000000]
+             0xe9, 0xf0, 0xff, 0xff, 0x7f});                  // jmp + 0x7ffffff0
+  gate(14, kHandler, 1);
+  code(kHandler, {0x0f, 0x20, 0xd1,  // mov rcx, cr2
+                  0xf4});
+  cpu().rip = kAt;
+  run_to_halt();
+  EXPECT_EQ(cpu().gpr[kRax], kAt + 7 + 0x7fffffff);
+  EXPECT_EQ(cpu().gpr[kRbx], kAt + 14 - 0x80000000ULL);
+  EXPECT_EQ(cpu().gpr[kRdx], (kAt + 22 - 0x80000000ULL) & 0xffffffff);
+  EXPECT_EQ(cpu().gpr[kRcx], kAt + 27 + 0x7ffffff0);
+}
+
+// LOOP's own fault leaves its count alone.
+TEST_P(Payload, LoopToWhereNoAddressCanBe) {
+  constexpr std::uint64_t kLast = 0x7ffffffff000;
+  constexpr std::uint64_t kTables = 0x40000;
+  put(kPml4 + 255 * 8, kTables | 3);
+  put(kTables + 511 * 8, (kTables + 0x1000) | 3);
+  put(kTables + 0x1000 + 511 * 8, (kTables + 0x2000) | 3);
+  put(kTables + 0x2000 + 511 * 8, kCode | 3);
+  gate(13, kHandler, 1);
+  code(kCode + 0xff0, {0x90, 0xe2, 0x70});       // nop; loop + 0x70
+  code(kHandler, {0x48, 0x8b, 0x44, 0x24, 0x08,  // mov rax, [rsp + 8]
+                  0xf4});
+  cpu().rip = kLast + 0xff0;
+  cpu().gpr[kRcx] = 5;
+  run_to_halt();
+  EXPECT_EQ(cpu().gpr[kRax], kLast + 0xff1);
+  EXPECT_EQ(cpu().gpr[kRcx], 5U);
+}
+
 // A fault of the first instruction of a block that another has jumped to, with flags alive across it.
 TEST_P(Payload, DivideErrorKeepsWhatWasThere) {
   gate(0, kHandler);

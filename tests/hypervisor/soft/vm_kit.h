@@ -27,8 +27,8 @@ class VmKit : public testing::TestWithParam<ExecutorChoice> {
  protected:
   static constexpr std::uint64_t kRamSize = 1U << 20;
   static constexpr std::uint64_t kPml4 = 0x1000, kPdpt = 0x2000, kPd = 0x3000, kPt = 0x4000, kGdt = 0x8000,
-                                 kIdt = 0x9000, kCode = 0x10000, kHandler = 0x18000, kStack = 0x30000,
-                                 kData = 0x40000;
+                                 kIdt = 0x9000, kTss = 0xb000, kCode = 0x10000, kHandler = 0x18000,
+                                 kStack = 0x30000, kData = 0x40000;
   static constexpr std::uint16_t kCode64 = 0x08, kDataSegment = 0x10;
 
   void SetUp() override {
