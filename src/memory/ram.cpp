@@ -47,6 +47,7 @@ Result<std::unique_ptr<RamBlock>> RamBlock::create(const RamOptions& options) {
   if (options.prealloc) {
     WISP_TRY(populate_ram(host, options.size, store.page_size));
   }
+  store.created.keep();
   return block;
 }
 

@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <charconv>
 #include <string_view>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -58,7 +59,7 @@ Result<UniqueFd> open_directory_file(const std::string& path) {
   return fd;
 }
 
-Result<UniqueFd> open_ram_file(const RamOptions& options) {
+Result<UniqueFd> open_ram_file(const RamOptions& options, FreshFile& created) {
   struct stat info{};
   if (::stat(options.path.c_str(), &info) == 0) {
     if (S_ISDIR(info.st_mode)) {
@@ -68,7 +69,13 @@ Result<UniqueFd> open_ram_file(const RamOptions& options) {
       return fail("memory: mem-path {} is neither a file nor a directory", options.path);
     }
   }
-  UniqueFd fd(::open(options.path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  UniqueFd fd(::open(options.path.c_str(), O_RDWR | O_CLOEXEC));
+  if (!fd.valid() && errno == ENOENT) {
+    fd = UniqueFd(::open(options.path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
+    if (fd.valid()) {
+      created = FreshFile(options.path);
+    }
+  }
   if (!fd.valid() && !options.share && (errno == EACCES || errno == EROFS)) {
     // A private mapping never writes the file, so a read-only template will do.
     fd = UniqueFd(::open(options.path.c_str(), O_RDONLY | O_CLOEXEC));
@@ -85,7 +92,7 @@ Result<RamStore> open_file_store(const RamOptions& options) {
   }
   RamStore store;
   store.shared = options.share;
-  WISP_ASSIGN(store.fd, open_ram_file(options));
+  WISP_ASSIGN(store.fd, open_ram_file(options, store.created));
   struct statfs fs{};
   struct stat info{};
   if (::fstatfs(store.fd.get(), &fs) != 0 || ::fstat(store.fd.get(), &info) != 0) {
@@ -258,6 +265,12 @@ Result<std::uint8_t*> map_ram(const RamStore& store, std::uint64_t size, bool pr
   return at;
 }
 
+FreshFile::~FreshFile() {
+  if (!path_.empty()) {
+    ::unlink(path_.c_str());
+  }
+}
+
 Result<void> populate_ram(std::uint8_t* host, std::uint64_t size, std::uint64_t page_size) {
   if (page_size == kPageSize) {
     // Asked first, because the kernel would rather kill a process than refuse.
@@ -274,13 +287,17 @@ Result<void> populate_ram(std::uint8_t* host, std::uint64_t size, std::uint64_t 
   {
     std::vector<std::jthread> threads;
     std::uint64_t done = 0;
-    for (std::uint64_t i = 1; i < wanted && share > 0; ++i) {
-      threads.emplace_back([&error, part = host + done, share, page_size] {
-        if (const int result = populate_range(part, share, page_size); result != 0) {
-          error.store(result, std::memory_order_relaxed);
-        }
-      });
-      done += share;
+    try {
+      for (std::uint64_t i = 1; i < wanted && share > 0; ++i) {
+        threads.emplace_back([&error, part = host + done, share, page_size] {
+          if (const int result = populate_range(part, share, page_size); result != 0) {
+            error.store(result, std::memory_order_relaxed);
+          }
+        });
+        done += share;
+      }
+    } catch (const std::system_error&) {
+      // No more threads: what is left is done here.
     }
     if (const int result = populate_range(host + done, size - done, page_size); result != 0) {
       error.store(result, std::memory_order_relaxed);

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
@@ -141,6 +142,10 @@ TEST(RamBlock, PathsThatCannotBeRamAreNamedInTheError) {
   EXPECT_NE(
       error_of({.size = 4096, .source = RamSource::kFile, .path = "/nonexistent/x"}).find("/nonexistent/x"),
       std::string::npos);
+  // A file that it made itself goes again.
+  const std::string too_long = "/tmp/wisp-ram-test-" + std::to_string(::getpid());
+  EXPECT_NE(error_of({.size = 1ULL << 47, .source = RamSource::kFile, .path = too_long}), "");
+  EXPECT_NE(::access(too_long.c_str(), F_OK), 0);
   EXPECT_NE(error_of({.size = 4096, .source = RamSource::kFile, .path = "/dev/null"}).find("/dev/null"),
             std::string::npos);
   EXPECT_NE(error_of({.size = 2 << 20, .source = RamSource::kFile, .path = "/tmp", .huge_page_size = 2 << 20})
