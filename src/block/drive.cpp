@@ -114,14 +114,16 @@ std::optional<AioKind> aio_kind(const PropertySet& properties) {
 }
 
 Result<std::unique_ptr<BlockBackend>> open_backend(const DriveConfig& config, const std::string& name,
-                                                   Log& log, const Clock& clock) {
+                                                   Log& log, const Clock& clock,
+                                                   const std::function<Result<void>()>& worker_started) {
   WISP_ASSIGN(
       ImageFile image,
       open_image({.path = config.file, .read_only = config.read_only, .direct = config.direct}, name, log));
   const RawFileOptions options{.file = config.file,
                                .read_only = config.read_only,
                                .discard = config.discard,
-                               .aio = config.aio.value_or(AioKind::kIoUring)};
+                               .aio = config.aio.value_or(AioKind::kIoUring),
+                               .worker_started = worker_started};
   WISP_ASSIGN(std::unique_ptr<RawFile> file, RawFile::create(std::move(image), options));
   if (config.aio.has_value() && !file->fallback_reason().empty()) {
     log.warning("{}: {}; going on with aio=threads", name, file->fallback_reason());
@@ -167,9 +169,10 @@ Result<DriveConfig> drive_config(const std::string& id, const PropertySet& prope
   return config;
 }
 
-Result<std::unique_ptr<BlockBackend>> open_drive(const DriveConfig& config, Log& log, const Clock& clock) {
+Result<std::unique_ptr<BlockBackend>> open_drive(const DriveConfig& config, Log& log, const Clock& clock,
+                                                 const std::function<Result<void>()>& worker_started) {
   const std::string name = fmt::format("drive {}: file '{}'", config.id, config.file);
-  auto backend = open_backend(config, name, log, clock);
+  auto backend = open_backend(config, name, log, clock, worker_started);
   if (!backend) {
     return std::unexpected(Error{name + " " + backend.error().message});
   }

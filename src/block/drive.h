@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -36,7 +37,9 @@ struct DriveConfig {
 [[nodiscard]] Result<DriveConfig> drive_config(const std::string& id, const PropertySet& properties);
 
 // Errors name the drive and the file, and start with "drive ID: ". The clock and log must outlive the drive.
-[[nodiscard]] Result<std::unique_ptr<BlockBackend>> open_drive(const DriveConfig& config, Log& log,
-                                                               const Clock& clock);
+// Threads that it starts call `worker_started` (which may be empty) before all else; its error is theirs.
+[[nodiscard]] Result<std::unique_ptr<BlockBackend>> open_drive(
+    const DriveConfig& config, Log& log, const Clock& clock,
+    const std::function<Result<void>()>& worker_started = {});
 
 }  // namespace wisp

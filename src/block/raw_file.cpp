@@ -83,7 +83,7 @@ RawFile::RawFile(ImageFile image, const RawFileOptions& options)
 
 Result<std::unique_ptr<RawFile>> RawFile::create(ImageFile image, const RawFileOptions& options) {
   std::unique_ptr<RawFile> file(new RawFile(std::move(image), options));
-  WISP_TRY(file->set_up(options.aio));
+  WISP_TRY(file->set_up(options));
   return file;
 }
 
@@ -91,24 +91,25 @@ RawFile::~RawFile() {
   WISP_ASSERT(client_ == nullptr && in_flight_ == 0);
 }
 
-Result<std::unique_ptr<IoEngine>> RawFile::make_engine(AioKind aio) const {
+Result<std::unique_ptr<IoEngine>> RawFile::make_engine(AioKind aio, const RawFileOptions& options) const {
   switch (aio) {
     case AioKind::kIoUring:
       return UringEngine::create(files_);
     case AioKind::kThreads:
-      return ThreadEngine::create(files_, kWorkers);
+      return ThreadEngine::create(files_, kWorkers, options.worker_started);
     case AioKind::kOff:
       break;
   }
   return std::make_unique<SyncEngine>(files_);
 }
 
-Result<void> RawFile::set_up(AioKind aio) {
-  auto engine = make_engine(aio);
+Result<void> RawFile::set_up(const RawFileOptions& options) {
+  AioKind aio = options.aio;
+  auto engine = make_engine(aio, options);
   if (!engine && aio == AioKind::kIoUring) {
     fallback_reason_ = engine.error().message;
     aio = AioKind::kThreads;
-    engine = make_engine(aio);
+    engine = make_engine(aio, options);
   }
   if (!engine) {
     return std::unexpected(std::move(engine).error());
@@ -116,7 +117,7 @@ Result<void> RawFile::set_up(AioKind aio) {
   engine_ = *std::move(engine);
   identity_.aio = aio_name(aio);
   if (aio == AioKind::kIoUring && image_.block_device && geometry_.discard) {
-    WISP_ASSIGN(helper_, ThreadEngine::create(files_, 1));
+    WISP_ASSIGN(helper_, ThreadEngine::create(files_, 1, options.worker_started));
   }
   // Private memory that is only read is the kernel's one page of zeroes.
   WISP_ASSIGN(zeroes_, Mapping::create(kZeroChunk, PROT_READ));

@@ -21,6 +21,8 @@ struct RawFileOptions {
   bool read_only = false;
   bool discard = false;             // kDiscard and may_unmap give space back to the host
   AioKind aio = AioKind::kIoUring;  // threads where the host has no io_uring: see fallback_reason()
+  std::function<Result<void>()>
+      worker_started{};  // called by each worker thread before all else; may be empty
 };
 
 // Each request becomes one or more system calls (steps), carried out by an engine; the next step of a request
@@ -67,8 +69,9 @@ class RawFile final : public BlockBackend {
   };
 
   RawFile(ImageFile image, const RawFileOptions& options);
-  [[nodiscard]] Result<void> set_up(AioKind aio);
-  [[nodiscard]] Result<std::unique_ptr<IoEngine>> make_engine(AioKind aio) const;
+  [[nodiscard]] Result<void> set_up(const RawFileOptions& options);
+  [[nodiscard]] Result<std::unique_ptr<IoEngine>> make_engine(AioKind aio,
+                                                              const RawFileOptions& options) const;
 
   void round();
   void start_pending();
@@ -109,7 +112,7 @@ class RawFile final : public BlockBackend {
   ZeroMode keep_mode_ = ZeroMode::kZeroRange;  // and without
 
   struct Mapping;
-  std::unique_ptr<Mapping> zeroes_;   // kZeroChunk bytes, made when first needed
+  std::unique_ptr<Mapping> zeroes_;   // kZeroChunk bytes
   std::unique_ptr<Mapping> bounces_;  // kBounceCount buffers of kBounceSize
   std::array<std::uint8_t*, 8> free_bounces_{};
   std::size_t free_bounce_count_ = 0;

@@ -3,32 +3,51 @@
 #include <pthread.h>
 
 #include <csignal>
+#include <latch>
 #include <system_error>
 
 namespace wisp {
 
-Result<std::unique_ptr<ThreadEngine>> ThreadEngine::create(const EngineFiles& files, std::uint32_t workers) {
+Result<std::unique_ptr<ThreadEngine>> ThreadEngine::create(const EngineFiles& files, std::uint32_t workers,
+                                                           const std::function<Result<void>()>& started) {
   WISP_ASSIGN(UniqueFd event, make_eventfd());
   std::unique_ptr<ThreadEngine> engine(new ThreadEngine(files, std::move(event)));
+  WISP_TRY(engine->start(workers, started));
+  return engine;
+}
+
+Result<void> ThreadEngine::start(std::uint32_t workers, const std::function<Result<void>()>& started) {
   // Signals belong to the main thread.
   sigset_t all{};
   sigset_t before{};
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   int error = 0;
+  std::latch running(static_cast<std::ptrdiff_t>(workers));
+  Result<void> result;
   try {
     for (std::uint32_t i = 0; i < workers; ++i) {
-      engine->workers_.emplace_back([raw = engine.get()] { raw->work(); });
-      pthread_setname_np(engine->workers_.back().native_handle(), "wisp-block");
+      workers_.emplace_back([this, &running, &started, &result] {
+        if (auto done = started ? started() : Result<void>{}; !done) {
+          const std::lock_guard lock(mutex_);
+          result = std::move(done);
+          stop_ = true;
+        }
+        running.count_down();  // last use of what start() owns
+        work();
+      });
+      pthread_setname_np(workers_.back().native_handle(), "wisp-block");
     }
   } catch (const std::system_error& system) {
     error = system.code().value();
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  running.count_down(static_cast<std::ptrdiff_t>(workers - workers_.size()));
+  running.wait();
   if (error != 0) {
     return fail_errno(error, "cannot start a worker thread");
   }
-  return engine;
+  return result;
 }
 
 ThreadEngine::~ThreadEngine() {

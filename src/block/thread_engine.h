@@ -2,6 +2,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -15,9 +16,10 @@ namespace wisp {
 
 class ThreadEngine final : public IoEngine {
  public:
-  // Starts the workers, at least one. The files are borrowed.
-  [[nodiscard]] static Result<std::unique_ptr<ThreadEngine>> create(const EngineFiles& files,
-                                                                    std::uint32_t workers);
+  // Starts the workers, at least one. The files are borrowed. Each worker calls `started` (which may be
+  // empty) before all else; its error is create()'s.
+  [[nodiscard]] static Result<std::unique_ptr<ThreadEngine>> create(
+      const EngineFiles& files, std::uint32_t workers, const std::function<Result<void>()>& started = {});
   // Joins the workers.
   ~ThreadEngine() override;
 
@@ -28,6 +30,7 @@ class ThreadEngine final : public IoEngine {
 
  private:
   ThreadEngine(const EngineFiles& files, UniqueFd event) : files_(files), event_(std::move(event)) {}
+  [[nodiscard]] Result<void> start(std::uint32_t workers, const std::function<Result<void>()>& started);
   void work();
 
   const EngineFiles files_;

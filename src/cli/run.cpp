@@ -51,6 +51,7 @@ Result<int> run(const CommandLine& command_line, const DriverTables& tables, std
                 Log& log, bool& started) {
   const ProcessConfig& process = command_line.launch.process;
   std::optional<Daemon> daemon;
+  WISP_TRY(forbid_new_privileges());
   if (process.daemonize) {
     WISP_ASSIGN(daemon, Daemon::start());
   }

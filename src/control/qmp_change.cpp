@@ -4,14 +4,10 @@
 
 #include "control/backend_options.h"
 #include "control/qmp_commands.h"
+#include "machine/lent_fds.h"
 
 namespace wisp {
 namespace {
-
-// Options that hold descriptors, alone or as a list with ':' between.
-bool holds_fds(std::string_view name) {
-  return name == "fd" || name == "fds" || name == "vhostfd" || name == "vhostfds";
-}
 
 // The text of a JSON value as the tables parse it; empty for what cannot stand in an option.
 std::optional<std::string> option_text(const Json& value) {

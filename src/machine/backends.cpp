@@ -2,6 +2,7 @@
 
 #include "block/drive.h"
 #include "chardev/char_options.h"
+#include "machine/lent_fds.h"
 #include "virtio/rng.h"
 
 namespace wisp {
@@ -50,7 +51,7 @@ Result<void> claim(Entry& entry, const char* option, const std::string& id, cons
 Result<void> Backends::add_drive(const BackendConfig& config) {
   WISP_TRY(check_new(drives_, "drive", config.id));
   WISP_ASSIGN(const DriveConfig drive, drive_config(config.id, config.properties));
-  WISP_ASSIGN(auto backend, open_drive(drive, log_, clock_));
+  WISP_ASSIGN(auto backend, open_drive(drive, log_, clock_, worker_started_));
   drives_.emplace(
       config.id,
       DriveEntry{.config = config, .backend = std::move(backend), .limits = drive.limits, .user = {}});
@@ -69,16 +70,10 @@ Result<Netdev> Backends::open(const NetdevConfig& config) const {
 }
 
 Result<void> Backends::add_netdev(const BackendConfig& config) {
-  // Taken over on failure too: open_netdev() has them from there on.
-  std::vector<UniqueFd> owned;
-  for (const int fd : config.fds) {
-    owned.emplace_back(fd);
-  }
+  LentFds lent(config.properties, config.fds);
   WISP_TRY(check_new(netdevs_, "netdev", config.id));
   WISP_ASSIGN(const NetdevConfig parsed, parse_netdev(config.kind, config.id, config.properties, config.fds));
-  for (UniqueFd& fd : owned) {
-    (void)fd.release();
-  }
+  lent.release();
   WISP_ASSIGN(Netdev netdev, open(parsed));
   netdevs_.emplace(config.id, NetdevEntry{.config = config, .netdev = std::move(netdev), .user = {}});
   return {};

@@ -2,9 +2,11 @@
 // sources of randomness.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/clock.h"
@@ -21,7 +23,9 @@ namespace wisp {
 
 class Backends final {
  public:
-  Backends(EventLoop& loop, Log& log, const Clock& clock) : loop_(loop), log_(log), clock_(clock) {}
+  // Threads that back ends start call `worker_started` before all else.
+  Backends(EventLoop& loop, Log& log, const Clock& clock, std::function<Result<void>()> worker_started = {})
+      : loop_(loop), log_(log), clock_(clock), worker_started_(std::move(worker_started)) {}
   Backends(const Backends&) = delete;
   Backends& operator=(const Backends&) = delete;
 
@@ -77,6 +81,7 @@ class Backends final {
   EventLoop& loop_;
   Log& log_;
   const Clock& clock_;
+  const std::function<Result<void>()> worker_started_;
   bool may_start_programs_ = true;
   std::map<std::string, DriveEntry> drives_;
   std::map<std::string, NetdevEntry> netdevs_;

@@ -30,7 +30,7 @@ struct BackendConfig {
   std::string kind;
   std::string id;
   PropertySet properties;
-  // A descriptor received by QMP getfd or named by fd=, to be taken over; -1 where there is none.
+  // Descriptors received by QMP getfd or named by fd= and fds=, to be taken over.
   std::vector<int> fds;
 };
 

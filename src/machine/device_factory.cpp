@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "machine/lent_fds.h"
 #include "virtio/blk.h"
 #include "virtio/console.h"
 #include "virtio/net.h"
@@ -75,11 +76,13 @@ bool DeviceFactory::has_testdev(std::span<const DeviceConfig> devices) {
 
 Result<std::unique_ptr<VirtioDevice>> DeviceFactory::create(const DeviceConfig& device,
                                                             std::span<const DeviceConfig> all) {
+  LentFds lent(device.properties);
   const MakerEntry* entry = find_maker(device.driver);
   if (entry == nullptr) {
     return fail("{} is not a device of its own", device.driver);
   }
   WISP_ASSIGN(EventLoop * loop, parts_.loop_for(device));
+  lent.release();
   return (this->*entry->maker)(device, *loop, all);
 }
 

@@ -118,7 +118,10 @@ Result<void> Machine::build() {
 }
 
 Result<void> Machine::build_backends() {
-  backends_ = std::make_unique<Backends>(services_.loop, services_.log, services_.clock);
+  backends_ = std::make_unique<Backends>(
+      services_.loop, services_.log, services_.clock, [filtered = services_.seccomp] {
+        return filtered ? install_seccomp(ThreadKind::kWorker) : Result<void>{};
+      });
   for (const BackendConfig& chardev : config_.chardevs) {
     const bool path_only = std::ranges::any_of(config_.devices, [&chardev](const DeviceConfig& device) {
       return DeviceFactory::is_vhost_user(device) && device.properties.find_string("chardev") == chardev.id;
@@ -225,6 +228,8 @@ Result<void> Machine::attach_device(const DeviceConfig& device, bool hotplug) {
       }
       return {};
     } else {
+      EventLoop& loop = (*made)->strand().loop();
+      destroy_on(loop, *std::move(made));
       made = std::unexpected(std::move(slot).error());
     }
   }
@@ -400,6 +405,7 @@ Result<void> Machine::reset_parts() {
   shutdown_under_way_ = false;
   reset_under_way_ = false;
   debug_exit_under_way_ = false;
+  fallen_vcpu_ = -1;
   slots_->reset();
   platform_->reset();
   WISP_TRY(vm_->load_platform(power_up_platform_));
@@ -489,7 +495,10 @@ void Machine::guest_reset() {
   if (state_ != RunState::kRunning && state_ != RunState::kPaused) {
     return;
   }
-  tell_of_triple_fault();
+  if (fallen_vcpu_ >= 0) {
+    park_vcpus();  // its registers are about to be read
+    tell_of_triple_fault();
+  }
   if (config_.no_reboot) {
     quit(ShutdownReason::kGuestReset);
     return;

@@ -103,8 +103,8 @@ class Machine final : public MachineControl, private VcpuEvents {
   [[nodiscard]] Result<void> build_vcpus();
   [[nodiscard]] Result<void> attach_device(const DeviceConfig& device, bool hotplug);
   [[nodiscard]] Result<EventLoop*> loop_for(const DeviceConfig& device);
-  // Returns when it is gone.
-  void destroy_on_its_loop(std::shared_ptr<MmioTransport> transport);
+  // Returns when `part` of a device is gone, on the thread of the device's event loop.
+  void destroy_on(EventLoop& loop, std::shared_ptr<void> part);
   // Loads the kernel and puts vCPU 0 at its entry. With all vCPUs parked and RAM all zero.
   [[nodiscard]] Result<void> load_boot();
   [[nodiscard]] BootDescription describe_boot() const;

@@ -112,6 +112,7 @@ class MachineControl {
   [[nodiscard]] virtual Result<void> remove_netdev(const std::string& id) = 0;
   [[nodiscard]] virtual Result<void> add_chardev(const BackendConfig& chardev) = 0;
   [[nodiscard]] virtual Result<void> remove_chardev(const std::string& id) = 0;
+  // Takes the descriptors that the device's options name over, on failure too.
   [[nodiscard]] virtual Result<void> add_device(const DeviceConfig& device) = 0;
   // Asks the guest to let go; on_device_deleted tells when it did.
   [[nodiscard]] virtual Result<void> remove_device(const std::string& id) = 0;

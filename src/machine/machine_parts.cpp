@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <future>
 
+#include "machine/lent_fds.h"
 #include "machine/machine.h"
 
 namespace wisp {
@@ -88,6 +89,7 @@ Result<void> Machine::remove_chardev(const std::string& id) {
 }
 
 Result<void> Machine::add_device(const DeviceConfig& device) {
+  LentFds lent(device.properties);
   const auto is_part = [&device](const DeviceConfig& other) {
     return other.id == device.id && !DeviceFactory::is_virtio(other);
   };
@@ -97,6 +99,7 @@ Result<void> Machine::add_device(const DeviceConfig& device) {
   if (!DeviceFactory::is_virtio(device)) {
     return fail("{} cannot be added to a running machine", device.driver);
   }
+  lent.release();
   WISP_TRY(attach_device(device, true));
   if (state_ == RunState::kPaused) {
     VirtioDevice& made = slots_->find(device.id)->transport->device();
@@ -106,14 +109,13 @@ Result<void> Machine::add_device(const DeviceConfig& device) {
   return {};
 }
 
-void Machine::destroy_on_its_loop(std::shared_ptr<MmioTransport> transport) {
-  EventLoop& loop = transport->device().strand().loop();
+void Machine::destroy_on(EventLoop& loop, std::shared_ptr<void> part) {
   if (&loop == &services_.loop) {
     return;
   }
   std::promise<void> gone;
-  loop.post([&gone, transport = std::move(transport)]() mutable {
-    transport.reset();
+  loop.post([&gone, part = std::move(part)]() mutable {
+    part.reset();
     gone.set_value();
   });
   gone.get_future().wait();
@@ -128,7 +130,8 @@ Result<void> Machine::remove_device(const std::string& id) {
   park_vcpus();
   auto detached = slots_->detach(id);
   if (detached) {
-    destroy_on_its_loop(*std::move(detached));
+    EventLoop& loop = (*detached)->device().strand().loop();
+    destroy_on(loop, *std::move(detached));
   }
   if (state_ == RunState::kRunning) {
     resume_vcpus();

@@ -11,7 +11,7 @@ VirtioSlots::~VirtioSlots() {
   }
 }
 
-Result<VirtioMmioSlot> VirtioSlots::attach(std::string id, std::unique_ptr<VirtioDevice> device,
+Result<VirtioMmioSlot> VirtioSlots::attach(std::string id, std::unique_ptr<VirtioDevice>&& device,
                                            std::optional<std::uint32_t> wanted) {
   if (wanted && *wanted >= kCount) {
     return fail("slot {} does not exist, expected 0 to {}", *wanted, kCount - 1);
@@ -33,7 +33,10 @@ Result<VirtioMmioSlot> VirtioSlots::attach(std::string id, std::unique_ptr<Virti
   WISP_ASSIGN(auto irq, vm_.irq_line(at.gsi));
   WISP_ASSIGN(auto transport, MmioTransport::create(std::move(device), std::move(irq), log_, clock_));
   auto region = MemoryRegion::io("virtio-mmio:" + id, transport, kVirtioMmioSize, transport->io_events());
-  WISP_TRY(space_.add(region, at.base));
+  if (auto added = space_.add(region, at.base); !added) {
+    device = transport->give_back();
+    return std::unexpected(std::move(added).error());
+  }
   ever_used_ |= 1ULL << index;
   slots_[index] = {.id = std::move(id), .transport = std::move(transport), .region = std::move(region)};
   return at;

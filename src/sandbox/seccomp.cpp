@@ -56,6 +56,13 @@ std::string_view thread_kind_name(ThreadKind kind) {
   return "unknown";
 }
 
+Result<void> forbid_new_privileges() {
+  if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) {
+    return fail_errno(errno, "cannot set no_new_privs");
+  }
+  return {};
+}
+
 Result<void> install_seccomp(ThreadKind kind, SeccompViolation violation) {
   const FilterContext filter(seccomp_init(violation == SeccompViolation::kKill
                                               ? SCMP_ACT_KILL_PROCESS
@@ -68,9 +75,7 @@ Result<void> install_seccomp(ThreadKind kind, SeccompViolation violation) {
   for (const SyscallRule& rule : seccomp_rules(kind)) {
     WISP_TRY(add_rule(filter, rule));
   }
-  if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) {
-    return fail_errno(errno, "cannot set no_new_privs");
-  }
+  WISP_TRY(forbid_new_privileges());
   if (const int error = seccomp_load(filter.get()); error < 0) {
     return fail_errno(-error, "cannot install the seccomp filter of a {} thread", thread_kind_name(kind));
   }

@@ -40,6 +40,10 @@ enum class SeccompViolation : std::uint8_t {
   kErrno,  // fail the call with EPERM: for tests
 };
 
+// Sets no_new_privs for the calling thread and those that it starts later: no program that one of them
+// executes gets rights by set-user-id bits or file capabilities.
+[[nodiscard]] Result<void> forbid_new_privileges();
+
 // Sets no_new_privs and installs the filter for the calling thread. Threads that it starts later inherit the
 // filter and may install their own on top: a call must then be allowed by both.
 [[nodiscard]] Result<void> install_seccomp(ThreadKind kind,

@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
 #include <array>
 
 #include "sandbox/seccomp.h"
@@ -27,23 +28,15 @@ constexpr std::uint64_t vhost(std::uint64_t number) {
   return request(_IO(0xaf, number));
 }
 
-// What a vCPU thread asks of a file: entering the guest, its state, interrupts that a device raises; and what
-// a device does when the driver's register writes start, change or reset it.
-constexpr std::array kVcpuIoctls = {
-    request(KVM_RUN),
+// What a device asks of a file when the driver's register writes start, change or reset it.
+constexpr auto kDeviceIoctls = std::to_array<std::uint64_t>({
+    // Interrupts that it raises.
     request(KVM_IRQ_LINE),
-    request(KVM_GET_REGS),
-    request(KVM_SET_REGS),
-    request(KVM_GET_SREGS),
-    request(KVM_SET_SREGS),
-    request(KVM_SIGNAL_MSI),
     // Taps: offloads and queues that the driver negotiated.
     request(TUNSETOFFLOAD),
     request(TUNSETQUEUE),
-    // Block devices.
+    // Block devices, with aio=off.
     request(BLKDISCARD),
-    request(BLKZEROOUT),
-    request(BLKGETSIZE64),
     // vhost (linux/vhost.h): features, owner, memory, rings, back ends.
     vhost(0x00),
     vhost(0x01),
@@ -60,7 +53,21 @@ constexpr std::array kVcpuIoctls = {
     vhost(0x30),
     vhost(0x60),
     vhost(0x61),
-};
+});
+// And a vCPU thread: entering the guest, and its state.
+constexpr auto kVcpuIoctls = [] {
+  constexpr auto kOwn = std::to_array<std::uint64_t>({
+      request(KVM_RUN),
+      request(KVM_GET_REGS),
+      request(KVM_SET_REGS),
+      request(KVM_GET_SREGS),
+      request(KVM_SET_SREGS),
+  });
+  std::array<std::uint64_t, kOwn.size() + kDeviceIoctls.size()> all{};
+  std::ranges::copy(kDeviceIoctls, std::ranges::copy(kOwn, all.begin()).out);
+  return all;
+}();
+constexpr auto kWorkerIoctls = std::to_array<std::uint64_t>({request(BLKDISCARD)});
 
 constexpr std::array<std::uint64_t, 3> kMmapProtection = {PROT_NONE, PROT_READ, PROT_READ | PROT_WRITE};
 constexpr std::array<std::uint64_t, 1> kUnixSockets = {AF_UNIX};
@@ -94,7 +101,7 @@ constexpr std::array<std::uint64_t, 2> kOwnThread = {PR_SET_NAME, PR_SET_TIMERSL
       {.number = SYS_socket, .argument = 0, .mask = kLow32, .values = kUnixSockets},                      \
       {.number = SYS_epoll_wait}, {.number = SYS_epoll_pwait}, {.number = SYS_epoll_ctl},                 \
       {.number = SYS_timerfd_settime}, {.number = SYS_timerfd_create}, {.number = SYS_eventfd2},          \
-      {.number = SYS_fcntl}, {.number = SYS_lseek}, {                                                     \
+      {.number = SYS_fcntl}, {                                                                            \
     .number = SYS_poll                                                                                    \
   }
 
@@ -115,19 +122,14 @@ constexpr auto kMainRules = std::to_array<SyscallRule>({
     {.number = SYS_getsockname},
     {.number = SYS_getsockopt},
     {.number = SYS_setsockopt},
-    {.number = SYS_ftruncate},
-    {.number = SYS_getrusage},
     // Threads of hot-added back ends.
     {.number = SYS_clone3},
     {.number = SYS_clone},
     {.number = SYS_sched_getaffinity},
     // Leaving: socket and pid files, helper processes.
     {.number = SYS_unlink},
-    {.number = SYS_unlinkat},
     {.number = SYS_wait4},
-    {.number = SYS_waitid},
     {.number = SYS_kill},
-    {.number = SYS_pidfd_send_signal},
 });
 
 constexpr auto kVcpuRules = std::to_array<SyscallRule>({
@@ -139,14 +141,17 @@ constexpr auto kVcpuRules = std::to_array<SyscallRule>({
 constexpr auto kIoRules = std::to_array<SyscallRule>({
     WISP_COMMON_RULES,
     WISP_DATA_RULES,
-    {.number = SYS_ioctl},
-    {.number = SYS_clone3},
+    {.number = SYS_ioctl, .argument = 1, .mask = kIoctlNumberMask, .values = kDeviceIoctls},
 });
 
+// What run_task() in block/io_engine.cpp calls.
 constexpr auto kWorkerRules = std::to_array<SyscallRule>({
     WISP_COMMON_RULES,
-    WISP_DATA_RULES,
-    {.number = SYS_ioctl},
+    {.number = SYS_preadv},
+    {.number = SYS_pwritev},
+    {.number = SYS_fdatasync},
+    {.number = SYS_fallocate},
+    {.number = SYS_ioctl, .argument = 1, .mask = kIoctlNumberMask, .values = kWorkerIoctls},
 });
 
 constexpr auto kEngineRules = std::to_array<SyscallRule>({

@@ -55,15 +55,18 @@ struct MmioTransport::State {
   std::vector<Watch> call_watches;
 };
 
-Result<std::shared_ptr<MmioTransport>> MmioTransport::create(std::unique_ptr<VirtioDevice> device,
+Result<std::shared_ptr<MmioTransport>> MmioTransport::create(std::unique_ptr<VirtioDevice>&& device,
                                                              std::unique_ptr<IrqLine> irq, Log& log,
                                                              const Clock& clock) {
+  std::vector<UniqueFd> kick_fds(device->queue_sizes().size());
+  for (UniqueFd& kick_fd : kick_fds) {
+    WISP_ASSIGN(kick_fd, make_eventfd());
+  }
   std::shared_ptr<MmioTransport> transport(new MmioTransport(std::move(device), std::move(irq), log, clock));
   State& state = *transport->state_;
+  state.kick_fds = std::move(kick_fds);
   for (const std::uint16_t size : transport->device_->queue_sizes()) {
     state.queues.push_back({.max_size = size});
-    WISP_ASSIGN(UniqueFd kick_fd, make_eventfd());
-    state.kick_fds.push_back(std::move(kick_fd));
   }
   state.kick_watches.resize(state.queues.size());
   state.call_fds.resize(state.queues.size());
@@ -79,6 +82,9 @@ MmioTransport::MmioTransport(std::unique_ptr<VirtioDevice> device, std::unique_p
 }
 
 MmioTransport::~MmioTransport() {
+  if (device_ == nullptr) {
+    return;
+  }
   const std::lock_guard lock(device_->strand().mutex());
   reset_locked();
 }

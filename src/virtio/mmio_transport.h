@@ -71,12 +71,15 @@ inline constexpr std::uint32_t kVirtioStatusFailed = 128;
 // does not run.
 class MmioTransport final : public IoHandler, private VirtioInterrupts {
  public:
-  // `device` and `irq` are owned by the transport from now on; `irq` is pulsed (edge-triggered). What the
-  // guest makes it log goes through a gate.
-  [[nodiscard]] static Result<std::shared_ptr<MmioTransport>> create(std::unique_ptr<VirtioDevice> device,
+  // `device` and `irq` are owned by the transport from now on; on failure `device` stays with the caller.
+  // `irq` is pulsed (edge-triggered). What the guest makes it log goes through a gate.
+  [[nodiscard]] static Result<std::shared_ptr<MmioTransport>> create(std::unique_ptr<VirtioDevice>&& device,
                                                                      std::unique_ptr<IrqLine> irq, Log& log,
                                                                      const Clock& clock);
   ~MmioTransport() override;
+
+  // Of a transport that no guest has seen: the device, which can only be destroyed after this.
+  [[nodiscard]] std::unique_ptr<VirtioDevice> give_back() { return std::move(device_); }
 
   void io_read(std::uint64_t offset, std::span<std::uint8_t> data) override;
   void io_write(std::uint64_t offset, std::span<const std::uint8_t> data) override;
@@ -121,7 +124,7 @@ class MmioTransport final : public IoHandler, private VirtioInterrupts {
   [[nodiscard]] Result<int> call_fd(std::uint16_t queue) override;
 
   struct State;
-  const std::unique_ptr<VirtioDevice> device_;
+  std::unique_ptr<VirtioDevice> device_;
   const std::unique_ptr<IrqLine> irq_;
   const std::unique_ptr<State> state_;
 };

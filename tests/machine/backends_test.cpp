@@ -64,6 +64,29 @@ TEST_F(BackendsTest, IdsAreUniqueWithinAKind) {
   EXPECT_FALSE(is_open(more)) << "taken over on failure too";
 }
 
+TEST_F(BackendsTest, DescriptorsThatOptionsNameAreTakenOverWhateverFails) {
+  const auto add = [this](const char* kind, std::initializer_list<std::string_view> options) {
+    PropertySet set;
+    std::vector<UniqueFd> peers;
+    std::vector<int> given;
+    for (const std::string_view option : options) {
+      const auto [ours, peer] = socket_pair();
+      peers.emplace_back(peer);
+      given.push_back(ours);
+      set.set(std::string(option), std::to_string(ours));
+    }
+    EXPECT_FALSE(backends_.add_netdev({.kind = kind, .id = "n", .properties = set, .fds = {}}));
+    for (const int fd : given) {
+      EXPECT_FALSE(is_open(fd)) << kind;
+    }
+  };
+  add("tap", {"fd", "vhostfd"});  // opened, and found to be no tap
+  add("tap", {"vhostfd"});        // neither ifname nor fd
+  add("tap", {"fd", "fds"});      // both
+  add("tap", {"fds", "vhostfds"});
+  add("telegraph", {"fd"});
+}
+
 TEST_F(BackendsTest, UnknownIdsAreNamed) {
   EXPECT_EQ(error(backends_.remove_drive("x")), "there is no drive with id 'x'");
   EXPECT_EQ(error(backends_.remove_netdev("x")), "there is no netdev with id 'x'");

@@ -128,6 +128,7 @@ TEST_F(HotplugTest, DevicesFromTheStartAreNoChange) {
 
 TEST_F(HotplugTest, WhatFailsLeavesNoTrace) {
   config_.drives = {drive("a"), drive("b")};
+  config_.iothreads = {"io"};
   config_.devices = {blk("vda", "a"),
                      {.driver = "virtio-serial-device", .id = "vser", .properties = {}},
                      {.driver = "virtconsole", .id = "port", .properties = properties({{"chardev", "con"}})},
@@ -148,10 +149,22 @@ TEST_F(HotplugTest, WhatFailsLeavesNoTrace) {
   EXPECT_EQ(error(blk("vdb", "none")), "-device virtio-blk-device,id=vdb: there is no drive with id 'none'");
   EXPECT_EQ(error(with(blk("vdb", "b"), "addr", std::uint64_t{0})),
             "-device virtio-blk-device,id=vdb: slot 0 is taken by device 'vda'");
+  EXPECT_EQ(error(with(with(blk("vdb", "b"), "addr", std::uint64_t{0}), "iothread", std::string("io"))),
+            "-device virtio-blk-device,id=vdb: slot 0 is taken by device 'vda'");
   EXPECT_THAT(error(with(blk("vdb", "b"), "iothread", std::string("io9"))), HasSubstr("iothread=io9"));
   EXPECT_EQ(error({.driver = "isa-debug-exit", .id = "more", .properties = {}}),
             "isa-debug-exit cannot be added to a running machine");
   EXPECT_THAT(error({.driver = "virtio-nothing", .id = "x", .properties = {}}), HasSubstr("virtio-nothing"));
+  // A descriptor goes with the attempt, wherever that ends: at the id, at the event loop, at the file itself.
+  const auto vsock = [&error](const std::string& id, const char* iothread) {
+    DeviceConfig device{.driver = "vhost-vsock-device", .id = id, .properties = {}};
+    device.properties.set("guest-cid", std::uint64_t{7});
+    device.properties.set("vhostfd", std::to_string(make_eventfd().value().release()));
+    return error(iothread == nullptr ? device : with(device, "iothread", std::string(iothread)));
+  };
+  EXPECT_EQ(vsock("vda", nullptr), "device id 'vda' is taken");
+  EXPECT_THAT(vsock("vsock", "io9"), HasSubstr("iothread=io9"));
+  EXPECT_THAT(vsock("vsock", nullptr), HasSubstr("vhost-vsock"));
 
   // Back ends: each of these has opened something when it fails.
   BackendConfig small = drive("small");

@@ -2,7 +2,11 @@
 #include <gmock/gmock.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <unistd.h>
 
+#include <filesystem>
+#include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "control/qmp_server.h"
@@ -198,6 +202,35 @@ TEST_F(MachineQmpTest, NoProgramIsStartedUnderTheFilter) {
   }
   EXPECT_THAT(error("netdev_del", {{"id", "net0"}}), HasSubstr("there is no netdev with id 'net0'"));
   EXPECT_EQ(machine().state(), RunState::kRunning);
+}
+
+// Every thread that a machine starts has a filter of its own before it does anything.
+TEST_F(MachineQmpTest, NoThreadIsWithoutAFilter) {
+  seccomp_ = true;
+  config_.iothreads = {"one"};
+  config_.drives = {drive("disk")};
+  config_.drives.back().properties.set("aio", std::string("threads"));
+  ASSERT_NO_FATAL_FAILURE(create_and_start());
+  std::map<std::string, std::string> filters;
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+    if (task.path().filename() == std::to_string(::getpid())) {
+      continue;  // the test's own
+    }
+    std::ifstream status(task.path() / "status");
+    std::string name;
+    for (std::string line; std::getline(status, line);) {
+      if (line.starts_with("Name:\t")) {
+        name = line.substr(6);
+      } else if (line.starts_with("Seccomp:\t")) {
+        filters[name] = line.substr(9);
+      }
+    }
+  }
+  EXPECT_TRUE(filters.contains("io-one"));
+  EXPECT_TRUE(filters.contains("wisp-block"));
+  for (const auto& [name, mode] : filters) {
+    EXPECT_EQ(mode, "2") << name;
+  }
 }
 
 TEST_F(MachineQmpTest, WithoutTheFilterTheProgramIsStarted) {

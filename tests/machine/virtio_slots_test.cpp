@@ -66,7 +66,10 @@ class VirtioSlotsTest : public ::testing::Test {
   }
 
   Result<VirtioMmioSlot> attach(const std::string& id, std::optional<std::uint32_t> wanted = {}) {
-    return slots_->attach(id, std::make_unique<PlainDevice>(*loop_, memory_, fates_[id]), wanted);
+    std::unique_ptr<VirtioDevice> device = std::make_unique<PlainDevice>(*loop_, memory_, fates_[id]);
+    auto place = slots_->attach(id, std::move(device), wanted);
+    EXPECT_EQ(device == nullptr, place.has_value()) << "it stays with the caller where it did not get in";
+    return place;
   }
   std::uint32_t attach_index(const std::string& id) {
     const auto place = attach(id);
