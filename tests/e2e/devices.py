@@ -335,9 +335,10 @@ def run(checks, context, root_disk):
     if context.is_qemu:
         machine.disk("scratch", scratch, options="direct=on")
     else:
-        machine.add("-drive", f"file={scratch},id=scratch,direct=on,aio=io_uring",
-                    "-device", "virtio-blk-device,drive=scratch,id=scratch,serial=WISP-SCRATCH-1")
-    machine.disk("readonly", read_only, readonly=True, options="direct=off")
+        machine.add("-object", "iothread,id=io0",
+                    "-drive", f"file={scratch},id=scratch,direct=on,aio=io_uring",
+                    "-device", "virtio-blk-device,drive=scratch,id=scratch,serial=WISP-SCRATCH-1,iothread=io0")
+    machine.disk("readonly", read_only, readonly=True, options="direct=off,aio=threads")
     machine.tap("wisptap0")
     machine.add("-device", "virtio-balloon-device,id=balloon0,deflate-on-oom=on")
     machine.add("-object", "rng-random,id=rng0,filename=/dev/urandom", "-device", "virtio-rng-device,rng=rng0,id=rngdev")
