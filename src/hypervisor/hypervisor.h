@@ -75,7 +75,8 @@ class Vm {
   // processor and starts runnable; the others wait for INIT and SIPI.
   [[nodiscard]] virtual Result<std::unique_ptr<Vcpu>> create_vcpu(std::uint32_t id) = 0;
 
-  // What follows RAM, ROM and doorbells of the machine's memory space / port space into the engine.
+  // What follows RAM, ROM and doorbells of the machine's memory space / port space into the engine. An engine
+  // can be much quicker with RAM that it is shown before its first vCPU and interrupt line are made.
   [[nodiscard]] virtual AddressSpaceListener& memory_listener() = 0;
   [[nodiscard]] virtual AddressSpaceListener& port_listener() = 0;
 

@@ -22,8 +22,8 @@ Result<std::unique_ptr<Hypervisor>> open_soft(const soft::ExecutionOptions& exec
 }
 
 // On a VM that is needed anyway: ending one takes the kernel long.
-Result<void> judge_kvm(Vm& vm, Vcpu& vcpu, const Clock& clock) {
-  const EngineReport report = describe(probe_ring0(vm, vcpu, clock));
+Result<void> judge_kvm(Vcpu& vcpu, const GuestMemory& memory, const Clock& clock) {
+  const EngineReport report = describe(probe_ring0(vcpu, memory, clock));
   if (!report.usable) {
     return fail("/dev/kvm: {}; {}", report.summary, report.advice);
   }
@@ -40,8 +40,8 @@ Result<EngineChoice> choose_kvm(bool probe, const EngineServices& services) {
   if (!probe) {
     return choice;
   }
-  choice.judge_engine = [clock = &services.clock](Vm& vm, Vcpu& vcpu) -> Result<void> {
-    if (auto verdict = judge_kvm(vm, vcpu, *clock); !verdict) {
+  choice.judge_engine = [clock = &services.clock](Vcpu& vcpu, const GuestMemory& memory) -> Result<void> {
+    if (auto verdict = judge_kvm(vcpu, memory, *clock); !verdict) {
       return fail("{}; or run on the software CPU: -accel soft", verdict.error().message);
     }
     return {};
@@ -75,8 +75,8 @@ Result<EngineChoice> choose_best(const MachineConfig& config, const EngineServic
     services.log.info("-accel auto takes KVM, unmeasured");
     return choice;
   }
-  choice.judge_engine = [services](Vm& vm, Vcpu& vcpu) -> Result<void> {
-    WISP_TRY(judge_kvm(vm, vcpu, services.clock));
+  choice.judge_engine = [services](Vcpu& vcpu, const GuestMemory& memory) -> Result<void> {
+    WISP_TRY(judge_kvm(vcpu, memory, services.clock));
     services.log.info("-accel auto takes KVM: it runs guests on the processor");
     return {};
   };

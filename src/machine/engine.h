@@ -9,13 +9,14 @@
 #include "base/log.h"
 #include "hypervisor/hypervisor.h"
 #include "machine/config.h"
+#include "memory/guest_memory.h"
 
 namespace wisp {
 
 struct EngineChoice {
   std::unique_ptr<Hypervisor> engine;
   // See MachineServices: the same names.
-  std::function<Result<void>(Vm&, Vcpu&)> judge_engine;
+  std::function<Result<void>(Vcpu&, const GuestMemory&)> judge_engine;
   std::function<Result<std::unique_ptr<Hypervisor>>(const Error& why)> other_engine;
 };
 

@@ -58,10 +58,7 @@ Machine::~Machine() {
   iothreads_.clear();
   backends_.reset();
   ram_.reset();
-  if (listening_) {
-    memory_space_.remove_listener(&vm_->memory_listener());
-    port_space_.remove_listener(&vm_->port_listener());
-  }
+  hide_memory();
 }
 
 Result<void> Machine::build_engine() {
@@ -69,11 +66,12 @@ Result<void> Machine::build_engine() {
   if (!services_.judge_engine) {
     return {};
   }
-  const auto verdict = services_.judge_engine(*vm_, *new_vcpus_.front());
+  const auto verdict = services_.judge_engine(*new_vcpus_.front(), ram_->memory());
   if (verdict || !services_.other_engine) {
     return verdict;
   }
   new_vcpus_.clear();
+  hide_memory();
   vm_.reset();
   WISP_ASSIGN(engine_, services_.other_engine(verdict.error()));
   return build_vm();
@@ -85,6 +83,10 @@ Result<void> Machine::build_vm() {
                 engine_->max_vcpus(), engine_->name());
   }
   WISP_ASSIGN(vm_, engine_->create_vm({.max_vcpus = config_.cpus.max, .topology = config_.cpus.topology}));
+  if (vm_->prefers_large_pages()) {
+    ram_->block().use_large_pages();
+  }
+  WISP_TRY(show_memory());
   for (std::uint32_t id = 0; id < config_.cpus.count; ++id) {
     WISP_ASSIGN(auto vcpu, vm_->create_vcpu(id));
     new_vcpus_.push_back(std::move(vcpu));
@@ -92,29 +94,41 @@ Result<void> Machine::build_vm() {
   return {};
 }
 
-Result<void> Machine::build() {
-  WISP_TRY(build_engine());
+Result<void> Machine::show_memory() {
   WISP_TRY(memory_space_.add_listener(&vm_->memory_listener()));
   if (auto added = port_space_.add_listener(&vm_->port_listener()); !added) {
     memory_space_.remove_listener(&vm_->memory_listener());
     return added;
   }
   listening_ = true;
+  return {};
+}
+
+void Machine::hide_memory() {
+  if (std::exchange(listening_, false)) {
+    memory_space_.remove_listener(&vm_->memory_listener());
+    port_space_.remove_listener(&vm_->port_listener());
+  }
+}
+
+Result<void> Machine::build() {
   auto ram = GuestRam::create(config_.memory, memory_space_);
   if (!ram) {
     return with_context("-m", ram.error());
   }
   ram_ = *std::move(ram);
-  if (vm_->prefers_large_pages()) {
-    ram_->block().use_large_pages();
-  }
+  WISP_TRY(build_engine());
+  WISP_TRY(start_vcpus());
   ram_->set_write_hook(vm_->host_write_hook());
   WISP_TRY(build_backends());
   WISP_TRY(build_platform());
   WISP_TRY(build_devices());
   WISP_ASSIGN(power_up_platform_, vm_->save_platform());
   WISP_TRY(load_boot());
-  return build_vcpus();
+  for (const auto& vcpu : vcpus_) {
+    WISP_TRY(vcpu->wait_started());
+  }
+  return {};
 }
 
 Result<void> Machine::build_backends() {
@@ -238,7 +252,8 @@ Result<void> Machine::attach_device(const DeviceConfig& device, bool hotplug) {
   return with_context(fmt::format("-device {},id={}", device.driver, device.id), made.error());
 }
 
-Result<void> Machine::build_vcpus() {
+// They get ready beside what else is to be built.
+Result<void> Machine::start_vcpus() {
   for (auto& vcpu : new_vcpus_) {
     vcpus_.push_back(std::make_unique<VcpuThread>(std::move(vcpu), memory_space_, port_space_,
                                                   static_cast<VcpuEvents&>(*this)));
@@ -297,7 +312,7 @@ Result<void> Machine::load_boot() {
         "{} devices do not fit on the kernel's command line: only kernels with ACPI find them",
         boot_state_.devices_not_named);
   }
-  Vcpu& boot_cpu = new_vcpus_.empty() ? vcpus_.front()->vcpu() : *new_vcpus_.front();
+  Vcpu& boot_cpu = vcpus_.front()->vcpu();
   // What the boot protocol does not speak of stays as after power-up.
   WISP_ASSIGN(const CpuSpecialRegs power_up, boot_cpu.special_regs());
   CpuSpecialRegs sregs = boot_state_.cpu.sregs;

@@ -39,9 +39,9 @@ struct MachineServices {
   EntropySource& entropy;
   std::uint64_t process_start_ns = 0;  // the clock's monotonic time at the start of main()
   bool seccomp = true;                 // filter the system calls of the threads that the machine starts
-  // Called with the VM and its first vCPU before anything else is made, where the engine must be judged (does
-  // it run ring 0 on hardware?). May be empty.
-  std::function<Result<void>(Vm&, Vcpu&)> judge_engine;
+  // Called with the first vCPU and the machine's RAM before anything else is made, where the engine must be
+  // judged (does it run ring 0 on hardware?). Leaves both as they were. May be empty.
+  std::function<Result<void>(Vcpu&, const GuestMemory&)> judge_engine;
   // Called where that said no, with what it said: gives an engine to take in its place. Empty: the machine
   // cannot be made.
   std::function<Result<std::unique_ptr<Hypervisor>>(const Error& why)> other_engine = {};
@@ -100,7 +100,9 @@ class Machine final : public MachineControl, private VcpuEvents {
   [[nodiscard]] Result<void> build_backends();
   [[nodiscard]] Result<void> build_platform();
   [[nodiscard]] Result<void> build_devices();
-  [[nodiscard]] Result<void> build_vcpus();
+  [[nodiscard]] Result<void> show_memory();
+  void hide_memory();
+  [[nodiscard]] Result<void> start_vcpus();
   [[nodiscard]] Result<void> attach_device(const DeviceConfig& device, bool hotplug);
   [[nodiscard]] Result<EventLoop*> loop_for(const DeviceConfig& device);
   // Returns when `part` of a device is gone, on the thread of the device's event loop.

@@ -34,6 +34,10 @@ Result<void> VcpuThread::start() {
   } catch (const std::system_error& error) {
     return fail("cannot start the thread of vCPU {}: {}", vcpu_->id(), error.code().message());
   }
+  return {};
+}
+
+Result<void> VcpuThread::wait_started() {
   wait_parked();
   return start_result_;
 }

@@ -43,8 +43,10 @@ class VcpuThread final {
   // Parks and joins.
   ~VcpuThread();
 
-  // Starts the thread, parked; returns when it is parked or could not start.
+  // Starts the thread, which parks first of all.
   [[nodiscard]] Result<void> start();
+  // Returns when it is parked, or ended since it could not start.
+  [[nodiscard]] Result<void> wait_started();
 
   // Parking in two steps, so that many vCPUs park at the same time. From one control thread.
   void request_park();

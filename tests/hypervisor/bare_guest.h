@@ -17,6 +17,7 @@
 
 #include "base/bytes.h"
 #include "hypervisor/hypervisor.h"
+#include "memory/guest_memory.h"
 
 namespace wisp {
 
@@ -67,6 +68,7 @@ class BareGuest {
       : hypervisor_(std::move(hypervisor)), vm_(must(hypervisor_->create_vm(options))), ram_(kRamSize) {
     if (with_ram) {
       must(vm_->memory_listener().range_added(ram_range()));
+      memory_.set_blocks({{.gpa = 0, .size = kRamSize, .host = ram_.data()}});
     }
     for (std::uint32_t i = 0; i < options.max_vcpus; ++i) {
       vcpus_.push_back(must(vm_->create_vcpu(i)));
@@ -78,6 +80,8 @@ class BareGuest {
   [[nodiscard]] Hypervisor& hypervisor() { return *hypervisor_; }
   [[nodiscard]] Vm& vm() { return *vm_; }
   [[nodiscard]] Vcpu& vcpu(std::size_t index = 0) { return *vcpus_.at(index); }
+  // Its RAM, where it was made with some.
+  [[nodiscard]] const GuestMemory& memory() const { return memory_; }
   [[nodiscard]] std::uint8_t* at(Gpa gpa) const { return ram_.data() + gpa; }
   void put(Gpa gpa, std::initializer_list<std::uint8_t> bytes) { std::ranges::copy(bytes, at(gpa)); }
 
@@ -156,6 +160,7 @@ class BareGuest {
   std::unique_ptr<Hypervisor> hypervisor_;
   std::unique_ptr<Vm> vm_;
   HostPages ram_;
+  GuestMemory memory_;
   std::vector<std::unique_ptr<Vcpu>> vcpus_;
 };
 

@@ -62,7 +62,7 @@ using KvmProbe = KvmTest;
 TEST_F(KvmProbe, AgreesWithAMeasurementOfItsOwnKind) {
   KvmGuest guest;
   const SystemClock clock;
-  const Ring0Probe probe = probe_ring0(guest.vm(), guest.vcpu(), clock);
+  const Ring0Probe probe = probe_ring0(guest.vcpu(), guest.memory(), clock);
   ASSERT_NE(probe.verdict, Ring0Verdict::kBroken) << probe.failure;
 
   guest.put(0x1000, {
@@ -98,24 +98,20 @@ TEST_F(KvmProbe, AgreesWithAMeasurementOfItsOwnKind) {
 TEST_F(KvmProbe, LeavesNoTrace) {
   KvmGuest guest;
   guest.put(0x1000, {0xe6, 0x10});  // out 0x10, al
+  for (Gpa at = kRing0ProbeStart; at < kRing0ProbeStart + kRing0ProbeSize; at += 8) {
+    ASSERT_TRUE(guest.memory().store(at, std::uint64_t{0x1122334455667788}));
+  }
   guest.start_real(0x1000);
   const CpuState before = must(guest.vcpu().save());
   const SystemClock clock;
-  (void)probe_ring0(guest.vm(), guest.vcpu(), clock);
+  (void)probe_ring0(guest.vcpu(), guest.memory(), clock);
   const CpuState after = must(guest.vcpu().save());
   EXPECT_EQ(after.regs, before.regs);
   EXPECT_EQ(after.sregs, before.sregs);
   EXPECT_EQ(port_write_of(guest.run()).port, 0x10);
-  // Its memory is gone: another may take the place.
-  const HostPages pages(kvm::kReservedSize - 0x4000);
-  EXPECT_TRUE(guest.vm()
-                  .memory_listener()
-                  .range_added({.start = kvm::kReservedStart,
-                                .size = pages.size(),
-                                .kind = RegionKind::kRam,
-                                .host = pages.data(),
-                                .name = "after"})
-                  .has_value());
+  for (Gpa at = kRing0ProbeStart; at < kRing0ProbeStart + kRing0ProbeSize; at += 8) {
+    ASSERT_EQ(guest.memory().load<std::uint64_t>(at), 0x1122334455667788U) << at;
+  }
 }
 
 TEST_F(KvmProbe, WorksByItselfAndAmongSignals) {
@@ -124,19 +120,13 @@ TEST_F(KvmProbe, WorksByItselfAndAmongSignals) {
   EXPECT_NE(probe_ring0(*hypervisor, clock).verdict, Ring0Verdict::kBroken);
   KvmGuest guest;
   guest.vcpu().kick();  // as if somebody had wanted it to stop already
-  EXPECT_NE(probe_ring0(guest.vm(), guest.vcpu(), clock).verdict, Ring0Verdict::kBroken);
+  EXPECT_NE(probe_ring0(guest.vcpu(), guest.memory(), clock).verdict, Ring0Verdict::kBroken);
 }
 
-TEST_F(KvmProbe, AVmThatCannotGiveMemoryIsBroken) {
-  KvmGuest guest;
-  const HostPages pages(0x1000);
-  must(guest.vm().memory_listener().range_added({.start = kvm::kReservedStart,
-                                                 .size = 0x1000,
-                                                 .kind = RegionKind::kRam,
-                                                 .host = pages.data(),
-                                                 .name = "in the way"}));
+TEST_F(KvmProbe, AVmWithoutMemoryIsBroken) {
+  KvmGuest guest({}, false);
   const SystemClock clock;
-  const Ring0Probe probe = probe_ring0(guest.vm(), guest.vcpu(), clock);
+  const Ring0Probe probe = probe_ring0(guest.vcpu(), GuestMemory(), clock);
   EXPECT_EQ(probe.verdict, Ring0Verdict::kBroken);
   EXPECT_FALSE(describe(probe).usable);
   EXPECT_THAT(describe(probe).summary, ::testing::HasSubstr(probe.failure));

@@ -94,18 +94,20 @@ TEST_F(BuildTest, MoreVcpusThanTheMostOfThem) {
 TEST_F(BuildTest, AnEngineThatIsJudgedUnfit) {
   auto engine = std::make_unique<FakeHypervisor>();
   int asked = 0;
-  const auto made = Machine::create(config_, std::move(engine),
-                                    {.loop = *loop_,
-                                     .log = log_,
-                                     .clock = clock_,
-                                     .entropy = entropy_,
-                                     .seccomp = false,
-                                     .judge_engine = [&](Vm&, Vcpu& vcpu) -> Result<void> {
-                                       ++asked;
-                                       EXPECT_EQ(vcpu.id(), 0U);
-                                       EXPECT_EQ(dir_.entries(), 4U) << "before anything else is made";
-                                       return fail("this engine is too slow");
-                                     }});
+  const auto made =
+      Machine::create(config_, std::move(engine),
+                      {.loop = *loop_,
+                       .log = log_,
+                       .clock = clock_,
+                       .entropy = entropy_,
+                       .seccomp = false,
+                       .judge_engine = [&](Vcpu& vcpu, const GuestMemory& memory) -> Result<void> {
+                         ++asked;
+                         EXPECT_EQ(vcpu.id(), 0U);
+                         EXPECT_EQ(memory.blocks().front().size, config_.memory.size);
+                         EXPECT_EQ(dir_.entries(), 4U) << "before anything else is made";
+                         return fail("this engine is too slow");
+                       }});
   ASSERT_FALSE(made);
   EXPECT_EQ(made.error().message, "this engine is too slow");
   EXPECT_EQ(asked, 1);
@@ -113,7 +115,7 @@ TEST_F(BuildTest, AnEngineThatIsJudgedUnfit) {
 
 TEST_F(BuildTest, AnotherEngineInPlaceOfAnUnfitOne) {
   std::string why;
-  Vm* judged = nullptr;
+  Vcpu* judged = nullptr;
   const auto made =
       Machine::create(config_, std::make_unique<FakeHypervisor>(),
                       {.loop = *loop_,
@@ -121,9 +123,9 @@ TEST_F(BuildTest, AnotherEngineInPlaceOfAnUnfitOne) {
                        .clock = clock_,
                        .entropy = entropy_,
                        .seccomp = false,
-                       .judge_engine = [&](Vm& vm, Vcpu&) -> Result<void> {
+                       .judge_engine = [&](Vcpu& vcpu, const GuestMemory&) -> Result<void> {
                          EXPECT_EQ(judged, nullptr) << "the other is not judged";
-                         judged = &vm;
+                         judged = &vcpu;
                          return fail("this engine is too slow");
                        },
                        .other_engine = [&](const Error& error) -> Result<std::unique_ptr<Hypervisor>> {
@@ -134,16 +136,17 @@ TEST_F(BuildTest, AnotherEngineInPlaceOfAnUnfitOne) {
   EXPECT_EQ(why, "this engine is too slow");
   EXPECT_NE(judged, nullptr);
 
-  const auto none = Machine::create(config_, std::make_unique<FakeHypervisor>(),
-                                    {.loop = *loop_,
-                                     .log = log_,
-                                     .clock = clock_,
-                                     .entropy = entropy_,
-                                     .seccomp = false,
-                                     .judge_engine = [](Vm&, Vcpu&) { return Result<void>(fail("slow")); },
-                                     .other_engine = [](const Error&) -> Result<std::unique_ptr<Hypervisor>> {
-                                       return fail("no other engine here");
-                                     }});
+  const auto none =
+      Machine::create(config_, std::make_unique<FakeHypervisor>(),
+                      {.loop = *loop_,
+                       .log = log_,
+                       .clock = clock_,
+                       .entropy = entropy_,
+                       .seccomp = false,
+                       .judge_engine = [](Vcpu&, const GuestMemory&) { return Result<void>(fail("slow")); },
+                       .other_engine = [](const Error&) -> Result<std::unique_ptr<Hypervisor>> {
+                         return fail("no other engine here");
+                       }});
   ASSERT_FALSE(none);
   EXPECT_EQ(none.error().message, "no other engine here");
 }

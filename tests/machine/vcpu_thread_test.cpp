@@ -110,7 +110,7 @@ class VcpuThreadTest : public ::testing::Test {
 
 TEST_F(VcpuThreadTest, StartsParkedAndRunsNothing) {
   vcpu_->script(FakeExit::port_write(kPort, {1}));
-  ASSERT_TRUE(thread_->start());
+  ASSERT_TRUE(thread_->start() && thread_->wait_started());
   EXPECT_GT(thread_->thread_id(), 0);
   EXPECT_TRUE(vcpu_->save());
   EXPECT_TRUE(registers_->writes().empty());
@@ -118,7 +118,8 @@ TEST_F(VcpuThreadTest, StartsParkedAndRunsNothing) {
 
 TEST_F(VcpuThreadTest, AStartThatIsRefusedGivesTheError) {
   events_.refuse_start = true;
-  const auto started = thread_->start();
+  ASSERT_TRUE(thread_->start());
+  const auto started = thread_->wait_started();
   ASSERT_FALSE(started);
   EXPECT_EQ(started.error().message, "no thread today");
   // What is asked of it afterwards does not hang.
@@ -127,7 +128,7 @@ TEST_F(VcpuThreadTest, AStartThatIsRefusedGivesTheError) {
 }
 
 TEST_F(VcpuThreadTest, HandsAccessesToTheSpacesElementByElement) {
-  ASSERT_TRUE(thread_->start());
+  ASSERT_TRUE(thread_->start() && thread_->wait_started());
   vcpu_->script({FakeExit::port_write(kPort + 1, {1, 2, 3, 4}, 2), FakeExit::port_read(kPort, 2, 3),
                  FakeExit::mmio_write(kMmio + 0x10, {5, 6, 7, 8}), FakeExit::mmio_read(kMmio, 4),
                  FakeExit::port_read(0x9000, 1), FakeExit::halt()});
@@ -140,7 +141,7 @@ TEST_F(VcpuThreadTest, HandsAccessesToTheSpacesElementByElement) {
 }
 
 TEST_F(VcpuThreadTest, ParksWithWholeState) {
-  ASSERT_TRUE(thread_->start());
+  ASSERT_TRUE(thread_->start() && thread_->wait_started());
   // The park falls onto every step of accesses that need one more run() to be whole.
   std::size_t reads = 0;
   for (int i = 0; i < 300; ++i) {
@@ -171,7 +172,7 @@ TEST_F(VcpuThreadTest, ParksWithWholeState) {
 }
 
 TEST_F(VcpuThreadTest, ThousandsOfParksAndResumesWithoutAnyPauseBetween) {
-  ASSERT_TRUE(thread_->start());
+  ASSERT_TRUE(thread_->start() && thread_->wait_started());
   for (int i = 0; i < 5000; ++i) {
     thread_->resume();
     // The thread may not even have seen the wish to run.
@@ -185,7 +186,7 @@ TEST_F(VcpuThreadTest, ThousandsOfParksAndResumesWithoutAnyPauseBetween) {
 }
 
 TEST_F(VcpuThreadTest, ParkingTwiceAndResumingTwiceIsTheSameAsOnce) {
-  ASSERT_TRUE(thread_->start());
+  ASSERT_TRUE(thread_->start() && thread_->wait_started());
   park();
   park();
   EXPECT_TRUE(thread_->vcpu().regs());
@@ -198,13 +199,13 @@ TEST_F(VcpuThreadTest, ParkingTwiceAndResumingTwiceIsTheSameAsOnce) {
 }
 
 TEST_F(VcpuThreadTest, ManyParkAtTheSameTime) {
-  ASSERT_TRUE(thread_->start());
+  ASSERT_TRUE(thread_->start() && thread_->wait_started());
   std::vector<std::unique_ptr<VcpuThread>> threads;
   threads.push_back(std::move(thread_));
   while (made_ < 4) {
     make();
     threads.push_back(std::move(thread_));
-    ASSERT_TRUE(threads.back()->start());
+    ASSERT_TRUE(threads.back()->start() && threads.back()->wait_started());
   }
   for (int i = 0; i < 200; ++i) {
     for (std::uint32_t id = 0; id < 4; ++id) {
@@ -226,7 +227,7 @@ TEST_F(VcpuThreadTest, ManyParkAtTheSameTime) {
 }
 
 TEST_F(VcpuThreadTest, ATripleFaultAsksForAResetOnceAndRunsNoFurther) {
-  ASSERT_TRUE(thread_->start());
+  ASSERT_TRUE(thread_->start() && thread_->wait_started());
   vcpu_->script({FakeExit::shutdown(), FakeExit::port_write(kPort, {1})});
   thread_->resume();
   ASSERT_TRUE(events_.wait_for(1, 0));
@@ -240,14 +241,14 @@ TEST_F(VcpuThreadTest, ATripleFaultAsksForAResetOnceAndRunsNoFurther) {
 }
 
 TEST_F(VcpuThreadTest, AResetThatTheEngineReportsIsTheSame) {
-  ASSERT_TRUE(thread_->start());
+  ASSERT_TRUE(thread_->start() && thread_->wait_started());
   vcpu_->script(FakeExit::reset());
   thread_->resume();
   EXPECT_TRUE(events_.wait_for(1, 0));
 }
 
 TEST_F(VcpuThreadTest, AnEngineErrorIsToldWithItsTextAndTheVcpuStaysPut) {
-  ASSERT_TRUE(thread_->start());
+  ASSERT_TRUE(thread_->start() && thread_->wait_started());
   vcpu_->script({FakeExit::engine_error("emulation failure"), FakeExit::port_write(kPort, {1})});
   thread_->resume();
   ASSERT_TRUE(events_.wait_for(0, 1));
@@ -261,7 +262,7 @@ TEST_F(VcpuThreadTest, EndsInEveryState) {
   for (int state = 0; state < 4; ++state) {
     if (state > 0) {
       make();
-      ASSERT_TRUE(thread_->start());
+      ASSERT_TRUE(thread_->start() && thread_->wait_started());
     }
     switch (state) {
       case 0:  // never started
@@ -283,7 +284,7 @@ TEST_F(VcpuThreadTest, EndsInEveryState) {
 }
 
 TEST_F(VcpuThreadTest, EndsWhileAccessesGoOn) {
-  ASSERT_TRUE(thread_->start());
+  ASSERT_TRUE(thread_->start() && thread_->wait_started());
   for (int i = 0; i < 2000; ++i) {
     vcpu_->script(FakeExit::port_read(kPort, 1));
   }

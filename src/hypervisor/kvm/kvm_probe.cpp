@@ -1,12 +1,10 @@
 #include "hypervisor/kvm/kvm_probe.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <array>
 
 #include "base/bytes.h"
-#include "hypervisor/kvm/kvm_hypervisor.h"
+#include "memory/ram.h"
 
 namespace wisp {
 namespace {
@@ -16,8 +14,7 @@ namespace {
 constexpr double kLimitNs = 100;
 
 constexpr std::uint16_t kPort = 0x80;
-constexpr Gpa kBase = kvm::kReservedStart;
-constexpr std::uint64_t kSize = 4 * kPageSize;
+constexpr Gpa kBase = kRing0ProbeStart;
 
 // Reading CR2 makes it ring 0's own code; no processor leaves the guest for it.
 constexpr std::array<std::uint8_t, 10> kCode{
@@ -28,41 +25,23 @@ constexpr std::array<std::uint8_t, 10> kCode{
     0xf4,              //       hlt
 };
 
-// Four pages: code, and the three levels of tables that map the 2 MiB around them to themselves.
-class ProbeMemory final {
- public:
-  ProbeMemory() {
-    void* address = ::mmap(nullptr, kSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (address == MAP_FAILED) {
-      return;
-    }
-    host_ = static_cast<std::uint8_t*>(address);
-    constexpr std::uint64_t kPresentWritable = 3;
-    constexpr std::uint64_t kLargePage = 0x80;
-    constexpr std::uint64_t kLargePageSize = 2ULL << 20;
-    std::ranges::copy(kCode, host_);
-    const auto set = [this](std::uint64_t page, std::uint64_t index, std::uint64_t entry) {
-      store_le(host_ + page * kPageSize + index * 8, entry);
-    };
-    set(1, (kBase >> 39) & 511, (kBase + 2 * kPageSize) | kPresentWritable);
-    set(2, (kBase >> 30) & 511, (kBase + 3 * kPageSize) | kPresentWritable);
-    set(3, (kBase >> 21) & 511, (kBase & ~(kLargePageSize - 1)) | kPresentWritable | kLargePage);
-    range_ = {.start = kBase, .size = kSize, .kind = RegionKind::kRam, .host = host_, .name = "ring 0 probe"};
-  }
-  ProbeMemory(const ProbeMemory&) = delete;
-  ProbeMemory& operator=(const ProbeMemory&) = delete;
-  ~ProbeMemory() {
-    if (host_ != nullptr) {
-      ::munmap(host_, kSize);
-    }
-  }
-  [[nodiscard]] bool valid() const { return host_ != nullptr; }
-  [[nodiscard]] const FlatRange& range() const { return range_; }
+using Pages = std::array<std::uint8_t, kRing0ProbeSize>;
 
- private:
-  std::uint8_t* host_ = nullptr;
-  FlatRange range_;
-};
+// Four pages: code, and the three levels of tables that map the 2 MiB around them to themselves.
+Pages test_program() {
+  constexpr std::uint64_t kPresentWritable = 3;
+  constexpr std::uint64_t kLargePage = 0x80;
+  constexpr std::uint64_t kLargePageSize = 2ULL << 20;
+  Pages pages{};
+  std::ranges::copy(kCode, pages.begin());
+  const auto set = [&pages](std::uint64_t page, std::uint64_t index, std::uint64_t entry) {
+    store_le(&pages.at(page * kPageSize + index * 8), entry);
+  };
+  set(1, (kBase >> 39) & 511, (kBase + 2 * kPageSize) | kPresentWritable);
+  set(2, (kBase >> 30) & 511, (kBase + 3 * kPageSize) | kPresentWritable);
+  set(3, (kBase >> 21) & 511, (kBase & ~(kLargePageSize - 1)) | kPresentWritable | kLargePage);
+  return pages;
+}
 
 CpuSpecialRegs long_mode(CpuSpecialRegs sregs) {
   const CpuSegment data{.limit = UINT32_MAX,
@@ -144,21 +123,21 @@ Result<Ring0Probe> measure(Vcpu& vcpu, const Clock& clock) {
   }
 }
 
-Result<Ring0Probe> probe_in_memory(Vm& vm, Vcpu& vcpu, const Clock& clock) {
-  const ProbeMemory memory;
-  if (!memory.valid()) {
-    return fail("no memory for a test program");
+Result<Ring0Probe> probe_in_memory(Vcpu& vcpu, const GuestMemory& memory, const Clock& clock) {
+  Pages before{};
+  if (!memory.read(kBase, before)) {
+    return fail("the machine has no memory at {:#x} for a test program", kBase);
   }
   WISP_ASSIGN(const CpuRegs regs, vcpu.regs());
   WISP_ASSIGN(const CpuSpecialRegs sregs, vcpu.special_regs());
-  WISP_TRY(vm.memory_listener().range_added(memory.range()));
+  (void)memory.write(kBase, test_program());
   Result<Ring0Probe> result;
   if (auto set = vcpu.set_special_regs(long_mode(sregs)); set) {
     result = measure(vcpu, clock);
   } else {
     result = std::unexpected(set.error());
   }
-  vm.memory_listener().range_removed(memory.range());
+  (void)memory.write(kBase, before);
   WISP_TRY(vcpu.set_special_regs(sregs));
   WISP_TRY(vcpu.set_regs(regs));
   return result;
@@ -196,18 +175,27 @@ std::optional<Ring0Probe> judge_ring0(const Ring0Samples& samples) {
   return std::nullopt;
 }
 
-Ring0Probe probe_ring0(Vm& vm, Vcpu& vcpu, const Clock& clock) {
-  auto result = probe_in_memory(vm, vcpu, clock);
+Ring0Probe probe_ring0(Vcpu& vcpu, const GuestMemory& memory, const Clock& clock) {
+  auto result = probe_in_memory(vcpu, memory, clock);
   return result ? *result : broken(result.error());
 }
 
 Ring0Probe probe_ring0(Hypervisor& hypervisor, const Clock& clock) {
+  constexpr std::uint64_t kSize = kRing0ProbeStart + kRing0ProbeSize;
+  auto block = RamBlock::create({.size = kSize});
   auto vm = hypervisor.create_vm({.pit = false});
-  if (!vm) {
-    return broken(vm.error());
+  if (!block || !vm) {
+    return broken(block ? vm.error() : block.error());
+  }
+  const FlatRange range{
+      .start = 0, .size = kSize, .kind = RegionKind::kRam, .host = (*block)->host(), .name = "ring 0 probe"};
+  GuestMemory memory;
+  memory.set_blocks({{.gpa = 0, .size = kSize, .host = (*block)->host()}});
+  if (auto added = (*vm)->memory_listener().range_added(range); !added) {
+    return broken(added.error());
   }
   auto vcpu = (*vm)->create_vcpu(0);
-  return vcpu ? probe_ring0(**vm, **vcpu, clock) : broken(vcpu.error());
+  return vcpu ? probe_ring0(**vcpu, memory, clock) : broken(vcpu.error());
 }
 
 EngineReport describe(const Ring0Probe& probe) {

@@ -9,6 +9,7 @@
 
 #include "base/clock.h"
 #include "hypervisor/hypervisor.h"
+#include "memory/guest_memory.h"
 
 namespace wisp {
 
@@ -20,10 +21,15 @@ struct Ring0Probe {
   std::string failure = {};       // kBroken: what happened
 };
 
-// Measures with a vCPU that has not run yet, or is parked without an access pending; its registers are kept.
-// Needs the guest memory at kvm::kReservedStart free. Takes 50-300 µs on hardware, some ms where an exit is
-// slow or ring 0 is emulated.
-[[nodiscard]] Ring0Probe probe_ring0(Vm& vm, Vcpu& vcpu, const Clock& clock);
+// Where the test program lies: in the guest's own memory, since a slot of memory more would have to go again,
+// and taking a slot away takes the kernel up to 10 ms.
+inline constexpr Gpa kRing0ProbeStart = 0x8000;
+inline constexpr std::uint64_t kRing0ProbeSize = 4 * kPageSize;
+
+// Measures with a vCPU that has not run yet, or is parked without an access pending. `memory` is what its VM
+// has been shown; registers and memory are kept. Takes 50-300 µs on hardware, some ms where an exit is slow
+// or ring 0 is emulated.
+[[nodiscard]] Ring0Probe probe_ring0(Vcpu& vcpu, const GuestMemory& memory, const Clock& clock);
 
 // The same with a VM of its own, for `wisp doctor`. (Ending a VM takes the kernel up to 30 ms.)
 [[nodiscard]] Ring0Probe probe_ring0(Hypervisor& hypervisor, const Clock& clock);

@@ -122,12 +122,6 @@ Result<void> KvmVm::set_up() {
   std::uint64_t identity_map = kReservedStart + kReservedSize - 0x4000;
   WISP_KVM_TRY(fd_.get(), KVM_SET_IDENTITY_MAP_ADDR, &identity_map);
   WISP_KVM_TRY(fd_.get(), KVM_SET_TSS_ADDR, static_cast<unsigned long>(identity_map + kPageSize));
-  WISP_KVM_TRY(fd_.get(), KVM_CREATE_IRQCHIP, 0UL);
-  if (options_.pit) {
-    kvm_pit_config pit{};
-    pit.flags = KVM_PIT_SPEAKER_DUMMY;
-    WISP_KVM_TRY(fd_.get(), KVM_CREATE_PIT2, &pit);
-  }
   context_.exception_payload =
       capabilities.exception_payload && enable(fd_.get(), KVM_CAP_EXCEPTION_PAYLOAD, 1);
   context_.triple_fault_event =
@@ -143,10 +137,27 @@ Result<void> KvmVm::set_up() {
   return {};
 }
 
+// As late as can be: it leaves a grace period of the kernel's SRCU under way (Linux 6.17 and later), which
+// memory that is shown afterwards has to wait for, 6 ms.
+Result<void> KvmVm::make_platform() {
+  if (platform_made_) {
+    return {};
+  }
+  WISP_KVM_TRY(fd_.get(), KVM_CREATE_IRQCHIP, 0UL);
+  if (options_.pit) {
+    kvm_pit_config pit{};
+    pit.flags = KVM_PIT_SPEAKER_DUMMY;
+    WISP_KVM_TRY(fd_.get(), KVM_CREATE_PIT2, &pit);
+  }
+  platform_made_ = true;
+  return {};
+}
+
 Result<std::unique_ptr<Vcpu>> KvmVm::create_vcpu(std::uint32_t id) {
   if (id >= options_.max_vcpus) {
     return fail("vCPU {} is beyond the {} that this VM was made for", id, options_.max_vcpus);
   }
+  WISP_TRY(make_platform());
   return KvmVcpu::create(system_, fd_.get(),
                          {.index = id,
                           .apic_id = apic_id_of(options_.topology, id),
@@ -161,10 +172,12 @@ Result<std::unique_ptr<IrqLine>> KvmVm::irq_line(std::uint32_t gsi) {
   if (gsi >= kIoApicPins) {
     return fail("interrupt {} is beyond the {} pins of the I/O APIC", gsi, kIoApicPins);
   }
+  WISP_TRY(make_platform());
   return Irqfd::create(fd_.get(), gsi, nullptr);
 }
 
 Result<std::unique_ptr<IrqLine>> KvmVm::msi_line(const MsiMessage& message) {
+  WISP_TRY(make_platform());
   WISP_ASSIGN(const std::uint32_t gsi, routes_.add(message));
   auto line = Irqfd::create(fd_.get(), gsi, &routes_);
   if (!line) {
@@ -174,6 +187,7 @@ Result<std::unique_ptr<IrqLine>> KvmVm::msi_line(const MsiMessage& message) {
 }
 
 Result<std::vector<std::uint8_t>> KvmVm::save_platform() {
+  WISP_TRY(make_platform());
   StateWriter writer;
   writer.put(kPlatformVersion);
   for (const std::uint32_t chip : kChips) {
@@ -223,6 +237,7 @@ Result<void> KvmVm::load_platform(std::span<const std::uint8_t> record) {
   if (!reader.empty()) {
     return fail("saved platform state has bytes behind its end");
   }
+  WISP_TRY(make_platform());
   // The clock is first: the other parts may set off interrupts.
   WISP_KVM_TRY(fd_.get(), KVM_SET_CLOCK, &clock);
   if (pit_saved) {

@@ -37,6 +37,8 @@ class KvmVm final : public Vm {
  private:
   KvmVm(std::shared_ptr<const System> system, UniqueFd fd, const VmOptions& options);
   [[nodiscard]] Result<void> set_up();
+  // The interrupt controllers and the PIT, unless they are there.
+  [[nodiscard]] Result<void> make_platform();
 
   const std::shared_ptr<const System> system_;
   const UniqueFd fd_;
@@ -46,6 +48,7 @@ class KvmVm final : public Vm {
   PortListener ports_;
   IrqRoutes routes_;
   TscStart tsc_start_;
+  bool platform_made_ = false;
   std::thread pit_setter_;
 };
 
