@@ -33,8 +33,9 @@ class Backends final {
   [[nodiscard]] Result<void> add_chardev_path(const BackendConfig& config);
   [[nodiscard]] Result<void> add_object(const BackendConfig& config);
 
-  // From here on the process starts no other programs: the system-call filter ends one that tries.
-  void start_no_programs() { may_start_programs_ = false; }
+  // From here on the system-call filter holds the process: it ends one that starts another program or opens a
+  // socket other than a Unix one, so back ends that need either are refused.
+  void hold_to_filter() { held_to_filter_ = true; }
 
   // Fail where the id is unknown or a device uses the part.
   [[nodiscard]] Result<void> remove_drive(const std::string& id);
@@ -77,7 +78,7 @@ class Backends final {
   EventLoop& loop_;
   Log& log_;
   const Clock& clock_;
-  bool may_start_programs_ = true;
+  bool held_to_filter_ = false;
   std::map<std::string, DriveEntry> drives_;
   std::map<std::string, NetdevEntry> netdevs_;
   std::map<std::string, ChardevEntry> chardevs_;

@@ -303,7 +303,7 @@ Result<void> Machine::load_boot() {
 
 Result<void> Machine::start() {
   if (services_.seccomp) {
-    backends_->start_no_programs();
+    backends_->hold_to_filter();
   }
   if (config_.start_paused) {
     state_ = RunState::kPaused;

@@ -117,6 +117,9 @@ constexpr auto kMainRules = std::to_array<SyscallRule>({
     {.number = SYS_setsockopt},
     {.number = SYS_ftruncate},
     {.number = SYS_getrusage},
+    // Pseudo-terminals: hearing of who opens one.
+    {.number = SYS_inotify_init1},
+    {.number = SYS_inotify_add_watch},
     // Threads of hot-added back ends.
     {.number = SYS_clone3},
     {.number = SYS_clone},

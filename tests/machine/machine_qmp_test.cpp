@@ -200,6 +200,23 @@ TEST_F(MachineQmpTest, NoProgramIsStartedUnderTheFilter) {
   EXPECT_EQ(machine().state(), RunState::kRunning);
 }
 
+TEST_F(MachineQmpTest, NoInternetSocketIsOpenedUnderTheFilter) {
+  const Json tcp{
+      {"type", "socket"},
+      {"data",
+       {{"addr", {{"type", "inet"}, {"data", {{"host", "127.0.0.1"}, {"port", "9"}}}}}, {"server", false}}}};
+  const Json local{{"type", "socket"},
+                   {"data", {{"addr", {{"type", "unix"}, {"data", {{"path", dir_.file("chr.sock")}}}}}}}};
+  seccomp_ = true;
+  ASSERT_NO_FATAL_FAILURE(create_and_start());
+  ASSERT_NO_FATAL_FAILURE(connect());
+  EXPECT_THAT(error("chardev-add", {{"id", "chr"}, {"backend", tcp}}),
+              AllOf(HasSubstr("chardev chr: a TCP socket cannot be opened once the machine runs"),
+                    HasSubstr("on the command line"), HasSubstr("use a Unix socket")));
+  EXPECT_EQ(error("chardev-add", {{"id", "chr"}, {"backend", local}}), "");
+  EXPECT_EQ(machine().state(), RunState::kRunning);
+}
+
 TEST_F(MachineQmpTest, WithoutTheFilterTheProgramIsStarted) {
   ASSERT_NO_FATAL_FAILURE(create_and_start());
   ASSERT_NO_FATAL_FAILURE(connect());
