@@ -30,6 +30,8 @@ std::string_view reason_name(ShutdownReason reason) {
       return "host-qmp-quit";
     case ShutdownReason::kHostSignal:
       return "host-signal";
+    case ShutdownReason::kHostUi:
+      return "host-ui";
     case ShutdownReason::kError:
       return "host-error";
   }

@@ -86,7 +86,8 @@ Result<void> Backends::add_netdev(const BackendConfig& config) {
 
 Result<void> Backends::add_chardev(const BackendConfig& config) {
   WISP_TRY(check_new(chardevs_, "chardev", config.id));
-  WISP_ASSIGN(const CharConfig parsed, char_config(config.kind, config.id, config.properties));
+  WISP_ASSIGN(CharConfig parsed, char_config(config.kind, config.id, config.properties));
+  parsed.on_quit = on_quit_;
   if (held_to_filter_ && parsed.kind == CharKind::kSocket && parsed.path.empty() && parsed.fd < 0) {
     return fail(
         "chardev {}: a TCP socket cannot be opened once the machine runs, since the system-call filter lets "
@@ -108,6 +109,14 @@ Result<void> Backends::add_chardev_path(const BackendConfig& config) {
   }
   chardevs_.emplace(config.id, ChardevEntry{.backend = nullptr, .path = std::move(path), .user = {}});
   return {};
+}
+
+void Backends::refresh_terminal_sizes() {
+  for (const auto& [id, chardev] : chardevs_) {
+    if (chardev.backend != nullptr) {
+      chardev.backend->refresh_size();
+    }
+  }
 }
 
 Result<void> Backends::remove_drive(const std::string& id) {

@@ -2,6 +2,7 @@
 // sources of randomness.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -21,7 +22,9 @@ namespace wisp {
 
 class Backends final {
  public:
-  Backends(EventLoop& loop, Log& log, const Clock& clock) : loop_(loop), log_(log), clock_(clock) {}
+  // `on_quit`: the user asks from a terminal for the machine's end; called on the loop's thread.
+  Backends(EventLoop& loop, Log& log, const Clock& clock, std::function<void()> on_quit = {})
+      : loop_(loop), log_(log), clock_(clock), on_quit_(std::move(on_quit)) {}
   Backends(const Backends&) = delete;
   Backends& operator=(const Backends&) = delete;
 
@@ -36,6 +39,9 @@ class Backends final {
   // From here on the system-call filter holds the process: it ends one that starts another program or opens a
   // socket other than a Unix one, so back ends that need either are refused.
   void hold_to_filter() { held_to_filter_ = true; }
+
+  // Terminals may have another size now: devices whose terminal has are told.
+  void refresh_terminal_sizes();
 
   // Fail where the id is unknown or a device uses the part.
   [[nodiscard]] Result<void> remove_drive(const std::string& id);
@@ -78,6 +84,7 @@ class Backends final {
   EventLoop& loop_;
   Log& log_;
   const Clock& clock_;
+  const std::function<void()> on_quit_;
   bool held_to_filter_ = false;
   std::map<std::string, DriveEntry> drives_;
   std::map<std::string, NetdevEntry> netdevs_;

@@ -118,7 +118,14 @@ Result<void> Machine::build() {
 }
 
 Result<void> Machine::build_backends() {
-  backends_ = std::make_unique<Backends>(services_.loop, services_.log, services_.clock);
+  // Later, since the terminal's own function is on the stack.
+  backends_ = std::make_unique<Backends>(services_.loop, services_.log, services_.clock, [this] {
+    services_.loop.post([this, alive = alive_] {
+      if (*alive) {
+        quit(ShutdownReason::kHostUi);
+      }
+    });
+  });
   for (const BackendConfig& chardev : config_.chardevs) {
     const bool path_only = std::ranges::any_of(config_.devices, [&chardev](const DeviceConfig& device) {
       return DeviceFactory::is_vhost_user(device) && device.properties.find_string("chardev") == chardev.id;

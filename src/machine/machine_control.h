@@ -20,6 +20,7 @@ enum class ShutdownReason : std::uint8_t {
   kGuestReset,     // the guest asked for a reset under no_reboot, or fell over (triple fault)
   kHostQuit,       // QMP quit
   kHostSignal,     // SIGTERM, SIGINT, SIGHUP
+  kHostUi,         // control-A x on the terminal
   kDebugExit,      // a debug-exit port with its own exit status
   kError,
 };

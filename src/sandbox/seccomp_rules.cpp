@@ -37,6 +37,9 @@ constexpr std::array kVcpuIoctls = {
     request(KVM_GET_SREGS),
     request(KVM_SET_SREGS),
     request(KVM_SIGNAL_MSI),
+    // A handler of deadly signals puts the terminal's mode back.
+    request(TCGETS),
+    request(TCSETS),
     // Taps: offloads and queues that the driver negotiated.
     request(TUNSETOFFLOAD),
     request(TUNSETQUEUE),
@@ -64,6 +67,7 @@ constexpr std::array kVcpuIoctls = {
 
 constexpr std::array<std::uint64_t, 3> kMmapProtection = {PROT_NONE, PROT_READ, PROT_READ | PROT_WRITE};
 constexpr std::array<std::uint64_t, 1> kUnixSockets = {AF_UNIX};
+constexpr std::array<std::uint64_t, 2> kTerminalMode = {request(TCGETS), request(TCSETS)};
 // The name, and by vCPU threads of the software CPU that their sleeps end on time.
 constexpr std::array<std::uint64_t, 2> kOwnThread = {PR_SET_NAME, PR_SET_TIMERSLACK};
 
@@ -159,6 +163,7 @@ constexpr auto kEngineRules = std::to_array<SyscallRule>({
     {.number = SYS_epoll_pwait},
     {.number = SYS_epoll_ctl},
     {.number = SYS_timerfd_settime},
+    {.number = SYS_ioctl, .argument = 1, .mask = kIoctlNumberMask, .values = kTerminalMode},
 });
 
 #undef WISP_COMMON_RULES

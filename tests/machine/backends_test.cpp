@@ -2,6 +2,8 @@
 
 #include <fcntl.h>
 #include <gmock/gmock.h>
+#include <pty.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -14,6 +16,7 @@ namespace {
 
 using test::open_files;
 using test::properties;
+using test::StandardFiles;
 using ::testing::HasSubstr;
 
 class BackendsTest : public ::testing::Test {
@@ -240,6 +243,47 @@ TEST_F(BackendsTest, TheFilterLetsThroughWhatMayBeAddedLater) {
   EXPECT_FALSE(WIFSIGNALED(status)) << "signal " << WTERMSIG(status);
   EXPECT_EQ(WEXITSTATUS(status), 0);
   ::close(ours);
+}
+
+struct SizeReceiver final : CharReceiver {
+  std::size_t can_receive() override { return 0; }
+  void receive(std::span<const std::uint8_t> /*bytes*/) override {}
+  void resized(std::uint16_t columns, std::uint16_t rows) override { size = {columns, rows}; }
+  std::pair<std::uint16_t, std::uint16_t> size;
+};
+
+TEST_F(BackendsTest, ATerminalsNewSizeIsTold) {
+  int master = -1;
+  int slave = -1;
+  winsize size{.ws_row = 24, .ws_col = 80, .ws_xpixel = 0, .ws_ypixel = 0};
+  ASSERT_EQ(::openpty(&master, &slave, nullptr, nullptr, &size), 0);
+  const UniqueFd master_fd(master);
+  const UniqueFd slave_fd(slave);
+  SizeReceiver receiver;
+  const auto run_until_size = [&](std::pair<std::uint16_t, std::uint16_t> wanted) {
+    for (int i = 0; i < 500 && receiver.size != wanted; ++i) {
+      loop_->run_once(10);
+    }
+    return receiver.size == wanted;
+  };
+  bool first = false;
+  bool second = false;
+  {
+    const StandardFiles standard(slave, slave);
+    ASSERT_TRUE(backends_.add_chardev({.kind = "stdio", .id = "tty", .properties = {}, .fds = {}}));
+    CharBackend* terminal = *backends_.use_chardev("tty", "serial");
+    terminal->set_receiver(&receiver);
+    first = run_until_size({80, 24});
+    size = {.ws_row = 50, .ws_col = 132, .ws_xpixel = 0, .ws_ypixel = 0};
+    ::ioctl(master, TIOCSWINSZ, &size);
+    backends_.refresh_terminal_sizes();
+    second = run_until_size({132, 50});
+    terminal->set_receiver(nullptr);
+    backends_.release("serial");
+    (void)backends_.remove_chardev("tty");
+  }
+  EXPECT_TRUE(first);
+  EXPECT_TRUE(second);
 }
 
 TEST_F(BackendsTest, EachDeviceHasASourceOfItsOwn) {

@@ -2,6 +2,7 @@
 #include "machine/machine.h"
 
 #include <gmock/gmock.h>
+#include <sys/socket.h>
 
 #include "machine/machine_kit.h"
 
@@ -50,6 +51,26 @@ TEST_F(MachineTest, IsBuiltUpToItsFirstInstruction) {
   EXPECT_EQ(machine().state(), RunState::kRunning);
   EXPECT_TRUE(vcpu(0).wait_until_idle());
   EXPECT_TRUE(vcpu(1).wait_until_idle());
+}
+
+TEST_F(MachineTest, TheEscapeKeyOfItsTerminalEndsIt) {
+  std::array<int, 2> ends{};
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()), 0);
+  const UniqueFd user(ends[0]);
+  const UniqueFd standard(ends[1]);
+  config_.chardevs = {
+      {.kind = "stdio", .id = "tty", .properties = test::properties({{"mux", true}}), .fds = {}}};
+  config_.serial = "tty";
+  bool ended_by_key = false;
+  {
+    const test::StandardFiles files(standard.get(), standard.get());
+    ASSERT_NO_FATAL_FAILURE(create_and_start());
+    ASSERT_EQ(::write(user.get(), "\x01x", 2), 2);
+    ended_by_key = run_until_events(1);
+    machine_.reset();
+  }
+  EXPECT_TRUE(ended_by_key);
+  EXPECT_EQ(events_.take(), Strings{ended("host", ShutdownReason::kHostUi)});
 }
 
 TEST_F(MachineTest, VcpusAreNumberedByTopology) {
