@@ -162,7 +162,8 @@ constexpr auto kCommands = std::to_array<QmpCommand>({
      .open_arguments = true,
      .example = R"({"driver": "virtio-blk-device", "id": "disk1", "drive": "data"})"},
     {.name = "device_del",
-     .help = "Asks the guest to let a device go; DEVICE_DELETED tells when it did.",
+     .help = "Takes a device away at once; the guest is told of it then, and DEVICE_DELETED comes behind the "
+             "reply.",
      .handler = qmp_device_del,
      .arguments = kIdArgs,
      .example = R"({"id": "disk1"})"},

@@ -114,7 +114,8 @@ class MachineControl {
   [[nodiscard]] virtual Result<void> add_chardev(const BackendConfig& chardev) = 0;
   [[nodiscard]] virtual Result<void> remove_chardev(const std::string& id) = 0;
   [[nodiscard]] virtual Result<void> add_device(const DeviceConfig& device) = 0;
-  // Asks the guest to let go; on_device_deleted tells when it did.
+  // On return the device is gone, and the guest is told then: it is not asked first. on_device_deleted comes
+  // afterwards, from the loop.
   [[nodiscard]] virtual Result<void> remove_device(const std::string& id) = 0;
 };
 

@@ -123,19 +123,19 @@ Result<void> Machine::remove_device(const std::string& id) {
   if (!slots_->find(id)) {
     return fail("there is no device with id '{}'", id);
   }
-  factory_->forget(id);
   // No vCPU may be inside the device's registers when it goes.
   park_vcpus();
-  auto detached = slots_->detach(id);
-  if (detached) {
+  Result<void> removed;
+  if (auto detached = slots_->detach(id); detached) {
+    factory_->forget(id);
     destroy_on_its_loop(*std::move(detached));
+  } else {
+    removed = std::unexpected(std::move(detached).error());
   }
   if (state_ == RunState::kRunning) {
     resume_vcpus();
   }
-  if (!detached) {
-    return std::unexpected(std::move(detached).error());
-  }
+  WISP_TRY(removed);
   backends_->release(id);
   platform_->slot_hotplug().set_present(slots_->present());
   services_.loop.post([this, id, alive = alive_] {
