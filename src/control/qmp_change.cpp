@@ -276,17 +276,10 @@ QmpReply qmp_capabilities(QmpContext&, const Json& arguments) {
 }
 
 QmpReply qmp_stop(QmpContext& context, const Json&) {
-  const RunState state = context.machine.state();
-  if (state == RunState::kPaused || state == RunState::kCreated) {
-    return Json::object();
-  }
   return qmp_reply(context.machine.pause());
 }
 
 QmpReply qmp_cont(QmpContext& context, const Json&) {
-  if (context.machine.state() == RunState::kRunning) {
-    return Json::object();
-  }
   return qmp_reply(context.machine.resume());
 }
 

@@ -363,12 +363,26 @@ void Machine::remove_events(MachineEvents* events) {
   std::erase(events_, events);
 }
 
+Result<void> Machine::check_started() const {
+  switch (state_) {
+    case RunState::kRunning:
+    case RunState::kPaused:
+      return {};
+    case RunState::kCreated:
+      return fail("the machine has not started yet");
+    default:
+      return fail("the machine has shut down");
+  }
+}
+
 Result<void> Machine::pause() {
-  if (state_ == RunState::kPaused) {
+  if (state_ == RunState::kCreated) {
+    config_.start_paused = true;
     return {};
   }
-  if (state_ != RunState::kRunning) {
-    return fail("the machine is not running");
+  WISP_TRY(check_started());
+  if (state_ == RunState::kPaused) {
+    return {};
   }
   park_vcpus();
   pause_devices();
@@ -378,11 +392,13 @@ Result<void> Machine::pause() {
 }
 
 Result<void> Machine::resume() {
-  if (state_ == RunState::kRunning) {
+  if (state_ == RunState::kCreated) {
+    config_.start_paused = false;
     return {};
   }
-  if (state_ != RunState::kPaused) {
-    return fail("the machine cannot be resumed: it has shut down");
+  WISP_TRY(check_started());
+  if (state_ == RunState::kRunning) {
+    return {};
   }
   state_ = RunState::kRunning;
   resume_devices();
@@ -392,9 +408,7 @@ Result<void> Machine::resume() {
 }
 
 Result<void> Machine::powerdown() {
-  if (state_ != RunState::kRunning && state_ != RunState::kPaused) {
-    return fail("the machine is not running");
-  }
+  WISP_TRY(check_started());
   if (!config_.acpi) {
     return fail("the machine has no power button: it runs with acpi=off; use quit");
   }
@@ -422,9 +436,7 @@ Result<void> Machine::reset() {
 }
 
 Result<void> Machine::reset_machine(bool by_guest) {
-  if (state_ != RunState::kRunning && state_ != RunState::kPaused) {
-    return fail("the machine is not running");
-  }
+  WISP_TRY(check_started());
   park_vcpus();
   if (auto done = reset_parts(); !done) {
     services_.log.error("the machine cannot be reset: {}", done.error().message);

@@ -112,6 +112,8 @@ class Machine final : public MachineControl, private VcpuEvents {
   [[nodiscard]] Result<void> load_boot();
   [[nodiscard]] BootDescription describe_boot() const;
 
+  // For what only a machine that was started, and has not ended, can do.
+  [[nodiscard]] Result<void> check_started() const;
   void park_vcpus();
   void resume_vcpus();
   void pause_devices();

@@ -88,8 +88,10 @@ class MachineControl {
   // "kvm" or "soft".
   [[nodiscard]] virtual std::string engine_name() const = 0;
 
-  // Stops all vCPUs and quiesces the devices; fails where the machine is not running.
+  // Stops all vCPUs and quiesces the devices; nothing where that is done already. A machine that has not
+  // started yet will start paused. Fails where it has ended.
   [[nodiscard]] virtual Result<void> pause() = 0;
+  // The opposite, in each case.
   [[nodiscard]] virtual Result<void> resume() = 0;
   // Presses the ACPI power button.
   [[nodiscard]] virtual Result<void> powerdown() = 0;

@@ -116,6 +116,19 @@ TEST_F(MachineQmpTest, AResetFromOutsideAndOneByTheGuestAreToldApart) {
   EXPECT_EQ(vcpu().resets(), 2U);
 }
 
+TEST_F(MachineQmpTest, StopAndContBeforeTheStartAreNotForgotten) {
+  ASSERT_NO_FATAL_FAILURE(create());
+  ASSERT_NO_FATAL_FAILURE(connect());
+  const Json done{{"return", Json::object()}};
+  EXPECT_EQ(execute("cont"), done);
+  EXPECT_EQ(execute("stop"), done);
+  EXPECT_EQ(execute("query-status")["return"]["status"], "prelaunch");
+  ASSERT_TRUE(machine().start());
+  EXPECT_EQ(execute("query-status")["return"]["status"], "paused");
+  EXPECT_EQ(execute("cont"), done);
+  EXPECT_EQ(execute("query-status")["return"]["status"], "running");
+}
+
 TEST_F(MachineQmpTest, DrivesShowTheirLimitsAndCounters) {
   BackendConfig limited = drive("slow");
   limited.properties.set("throttling.iops-total", std::uint64_t{800});

@@ -120,6 +120,29 @@ TEST_F(MachineTest, ManyPausesLoseNoAccess) {
   }
 }
 
+TEST_F(MachineTest, PauseAndResumeBeforeTheStartSayHowItStarts) {
+  ASSERT_NO_FATAL_FAILURE(create());
+  EXPECT_EQ(machine().reset().error().message, "the machine has not started yet");
+  EXPECT_EQ(machine().powerdown().error().message, "the machine has not started yet");
+  ASSERT_TRUE(machine().pause());
+  EXPECT_EQ(machine().state(), RunState::kCreated);
+  ASSERT_TRUE(machine().start());
+  EXPECT_EQ(machine().state(), RunState::kPaused);
+  EXPECT_EQ(vm().guest_starts(), 0U);
+  ASSERT_TRUE(machine().resume());
+  EXPECT_EQ(machine().state(), RunState::kRunning);
+  machine().quit(ShutdownReason::kHostQuit);
+  EXPECT_EQ(machine().pause().error().message, "the machine has shut down");
+  EXPECT_EQ(machine().resume().error().message, "the machine has shut down");
+
+  machine_.reset();
+  config_.start_paused = true;
+  ASSERT_NO_FATAL_FAILURE(create());
+  ASSERT_TRUE(machine().resume());
+  ASSERT_TRUE(machine().start());
+  EXPECT_EQ(machine().state(), RunState::kRunning);
+}
+
 TEST_F(MachineTest, StartsPausedWhereAsked) {
   config_.start_paused = true;
   ASSERT_NO_FATAL_FAILURE(create_and_start());
