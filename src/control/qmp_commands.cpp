@@ -133,7 +133,9 @@ constexpr auto kCommands = std::to_array<QmpCommand>({
     {.name = "system_reset", .help = "Resets the machine at once.", .handler = qmp_system_reset},
     {.name = "quit", .help = "Ends the machine and the process at once.", .handler = qmp_quit},
     {.name = "query-balloon",
-     .help = "How much memory the guest has, and its statistics where it gives them.",
+     .help = "How much memory the guest has, and its statistics where it gives them: those of the last "
+             "query, or of the "
+             "last guest-stats-polling-interval of -device virtio-balloon-device.",
      .handler = qmp_query_balloon},
     {.name = "balloon",
      .help = "Asks the guest to have this much memory.",

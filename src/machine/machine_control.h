@@ -57,7 +57,8 @@ struct ChardevInfo {
 
 struct BalloonInfo {
   std::uint64_t actual = 0;  // bytes the guest has
-  // Guest statistics as virtio 1.2 5.5.6.3 names them; empty where the guest gave none.
+  // Guest statistics as virtio 1.2 5.5.6.3 names them, of the last time it was asked; empty where the guest
+  // gave none.
   std::vector<std::pair<std::string, std::uint64_t>> statistics;
 };
 
@@ -103,6 +104,7 @@ class MachineControl {
   [[nodiscard]] virtual std::vector<BlockInfo> blocks() const = 0;
   [[nodiscard]] virtual std::vector<ChardevInfo> chardevs() const = 0;
   [[nodiscard]] virtual std::vector<IothreadInfo> iothreads() const { return {}; }
+  // Also asks the guest for new statistics, for the next call.
   [[nodiscard]] virtual Result<BalloonInfo> balloon() const = 0;
   // Asks the guest to have `bytes` of memory.
   [[nodiscard]] virtual Result<void> set_balloon(std::uint64_t bytes) = 0;

@@ -211,6 +211,22 @@ def balloon(checks, machine, qmp):
     checks.check("the guest has its memory again", abs(again - before) < 16 * 1024, f"{before} kB, then {again} kB")
 
 
+def balloon_statistics(checks, machine, qmp):
+    if machine.context.is_qemu:
+        return
+    console = machine.console
+    free = lambda: qmp("query-balloon")["statistics"]["stat-free-memory"]
+    free()
+    time.sleep(0.5)
+    before = free()
+    console.output_of("mkdir -p /tmp/eaten && mount -t tmpfs none /tmp/eaten && dd if=/dev/zero of=/tmp/eaten/all bs=1M count=64 2>/dev/null")
+    free()  # asks; the next one tells
+    time.sleep(0.5)
+    after = free()
+    checks.check("the balloon's statistics follow the guest", before - after > 32 * MIB, f"{before}, then {after} bytes free")
+    console.output_of("umount /tmp/eaten")
+
+
 def free_memory(console):
     """kB. (With deflate-on-oom the balloon's pages stay in MemTotal.) Caches are dropped first, so that they do not count."""
     return int(console.output_of("sync; echo 3 >/proc/sys/vm/drop_caches; awk '/^MemFree/ {print $2}' /proc/meminfo"))
@@ -406,6 +422,7 @@ def run(checks, context, root_disk):
         checks.equal("bytes from virtio-rng",
                      machine.console.output_of("dd if=/dev/hwrng bs=64 count=1 2>/dev/null | wc -c"), "64")
         balloon(checks, machine, qmp)
+        balloon_statistics(checks, machine, qmp)
         pause(checks, machine, qmp)
         queries(checks, machine, qmp)
         if not context.is_qemu:
