@@ -342,17 +342,13 @@ void Machine::resume_vcpus() {
 
 void Machine::pause_devices() {
   for (const auto& slot : slots_->occupied()) {
-    VirtioDevice& device = slot.transport->device();
-    const std::lock_guard lock(device.strand().mutex());
-    device.pause();
+    slot.transport->pause();
   }
 }
 
 void Machine::resume_devices() {
   for (const auto& slot : slots_->occupied()) {
-    VirtioDevice& device = slot.transport->device();
-    const std::lock_guard lock(device.strand().mutex());
-    device.resume();
+    slot.transport->resume();
   }
 }
 

@@ -99,9 +99,7 @@ Result<void> Machine::add_device(const DeviceConfig& device) {
   }
   WISP_TRY(attach_device(device, true));
   if (state_ == RunState::kPaused) {
-    VirtioDevice& made = slots_->find(device.id)->transport->device();
-    const std::lock_guard lock(made.strand().mutex());
-    made.pause();
+    slots_->find(device.id)->transport->pause();
   }
   return {};
 }
