@@ -129,6 +129,14 @@ TEST_F(MachineQmpTest, StopAndContBeforeTheStartAreNotForgotten) {
   EXPECT_EQ(execute("query-status")["return"]["status"], "running");
 }
 
+TEST_F(MachineQmpTest, OptionsThatDoNothingAreLogged) {
+  ASSERT_NO_FATAL_FAILURE(create_and_start());
+  ASSERT_NO_FATAL_FAILURE(connect());
+  EXPECT_EQ(error("device_add", {{"driver", "virtio-balloon-device"}, {"id", "b"}, {"auto-balloon", true}}),
+            "");
+  EXPECT_THAT(logged(), HasSubstr("warning: QMP: device_add: option 'auto-balloon' is ignored: "));
+}
+
 TEST_F(MachineQmpTest, DrivesShowTheirLimitsAndCounters) {
   BackendConfig limited = drive("slow");
   limited.properties.set("throttling.iops-total", std::uint64_t{800});
