@@ -29,7 +29,8 @@ struct VcpuInfo {
   std::uint32_t index = 0;
   std::int64_t thread_id = 0;
   CpuTopology topology;
-  std::uint32_t socket_id = 0, die_id = 0, core_id = 0, thread_in_core = 0;
+  // Each counts from 0 within the one before it.
+  std::uint32_t socket_id = 0, die_id = 0, cluster_id = 0, core_id = 0, thread_in_core = 0;
 };
 
 struct BlockInfo {

@@ -15,7 +15,9 @@ std::vector<VcpuInfo> Machine::vcpus() const {
     info.thread_in_core = rest % topology.threads;
     rest /= topology.threads;
     info.core_id = rest % topology.cores;
-    rest /= topology.cores * topology.clusters;
+    rest /= topology.cores;
+    info.cluster_id = rest % topology.clusters;
+    rest /= topology.clusters;
     info.die_id = rest % topology.dies;
     info.socket_id = rest / topology.dies;
     result.push_back(info);

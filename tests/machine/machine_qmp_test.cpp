@@ -4,6 +4,7 @@
 #include <sys/un.h>
 
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "control/qmp_server.h"
 #include "machine/device_table.h"
@@ -127,6 +128,19 @@ TEST_F(MachineQmpTest, StopAndContBeforeTheStartAreNotForgotten) {
   EXPECT_EQ(execute("query-status")["return"]["status"], "paused");
   EXPECT_EQ(execute("cont"), done);
   EXPECT_EQ(execute("query-status")["return"]["status"], "running");
+}
+
+TEST_F(MachineQmpTest, ClustersAreToldWhereThereAreSome) {
+  config_.cpus = {.count = 4, .max = 4, .topology = {.clusters = 2, .cores = 2}};
+  ASSERT_NO_FATAL_FAILURE(create_and_start());
+  ASSERT_NO_FATAL_FAILURE(connect());
+  std::set<Json> places;
+  const Json reply = execute("query-cpus-fast");
+  for (const Json& cpu : reply["return"]) {
+    EXPECT_TRUE(cpu["props"].contains("cluster-id"));
+    places.insert(cpu["props"]);
+  }
+  EXPECT_EQ(places.size(), 4U);
 }
 
 TEST_F(MachineQmpTest, OptionsThatDoNothingAreLogged) {

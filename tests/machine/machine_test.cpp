@@ -86,6 +86,21 @@ TEST_F(MachineTest, VcpusAreNumberedByTopology) {
   }
 }
 
+TEST_F(MachineTest, NoTwoVcpusOfAClusteredTopologyAreAlike) {
+  config_.cpus = {
+      .count = 16, .max = 16, .topology = {.sockets = 1, .dies = 2, .clusters = 2, .cores = 2, .threads = 2}};
+  ASSERT_NO_FATAL_FAILURE(create());
+  const auto vcpus = machine().vcpus();
+  ASSERT_EQ(vcpus.size(), 16U);
+  for (std::uint32_t i = 0; i < 16; ++i) {
+    EXPECT_EQ(vcpus[i].thread_in_core, i % 2) << i;
+    EXPECT_EQ(vcpus[i].core_id, i / 2 % 2) << i;
+    EXPECT_EQ(vcpus[i].cluster_id, i / 4 % 2) << i;
+    EXPECT_EQ(vcpus[i].die_id, i / 8) << i;
+    EXPECT_EQ(vcpus[i].socket_id, 0U) << i;
+  }
+}
+
 TEST_F(MachineTest, PauseAndResumeTellOnceEach) {
   ASSERT_NO_FATAL_FAILURE(create_and_start());
   ASSERT_TRUE(machine().pause());
