@@ -84,7 +84,13 @@ Result<void> Machine::build_vm() {
     return fail("-smp: {} vCPUs are more than the {} that {} has on this host", config_.cpus.max,
                 engine_->max_vcpus(), engine_->name());
   }
-  WISP_ASSIGN(vm_, engine_->create_vm({.max_vcpus = config_.cpus.max, .topology = config_.cpus.topology}));
+  if (config_.cpus.pmu && !engine_->has_pmu()) {
+    services_.log.warning("-cpu pmu=on: the engine '{}' has no performance counters; the guest sees none",
+                          engine_->name());
+  }
+  WISP_ASSIGN(
+      vm_, engine_->create_vm(
+               {.max_vcpus = config_.cpus.max, .topology = config_.cpus.topology, .pmu = config_.cpus.pmu}));
   for (std::uint32_t id = 0; id < config_.cpus.count; ++id) {
     WISP_ASSIGN(auto vcpu, vm_->create_vcpu(id));
     new_vcpus_.push_back(std::move(vcpu));

@@ -73,6 +73,17 @@ TEST_F(MachineTest, TheEscapeKeyOfItsTerminalEndsIt) {
   EXPECT_EQ(events_.take(), Strings{ended("host", ShutdownReason::kHostUi)});
 }
 
+TEST_F(MachineTest, PerformanceCountersReachTheEngineOrAreSaidToBeMissing) {
+  ASSERT_NO_FATAL_FAILURE(create());
+  EXPECT_FALSE(vm().options().pmu);
+  EXPECT_EQ(logged(), "");
+  machine_.reset();
+  config_.cpus.pmu = true;
+  ASSERT_NO_FATAL_FAILURE(create());
+  EXPECT_TRUE(vm().options().pmu);
+  EXPECT_THAT(logged(), HasSubstr("-cpu pmu=on: the engine 'fake' has no performance counters"));
+}
+
 TEST_F(MachineTest, VcpusAreNumberedByTopology) {
   config_.cpus = {
       .count = 8, .max = 8, .topology = {.sockets = 2, .dies = 1, .clusters = 1, .cores = 2, .threads = 2}};
