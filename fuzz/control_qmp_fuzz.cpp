@@ -19,6 +19,7 @@ std::string answers(std::string_view bytes, std::size_t piece) {
   const std::string uuid;
   QmpFds fds;
   std::set<std::string> drives;
+  Log log(-1);
   JsonFramer framer;
   std::string out;
   while (!bytes.empty()) {
@@ -30,8 +31,12 @@ std::string answers(std::string_view bytes, std::size_t piece) {
         out += json_line(request.error().message);
         continue;
       }
-      QmpContext context{
-          .machine = machine, .tables = tables, .uuid = uuid, .fds = fds, .drives_of_devices = drives};
+      QmpContext context{.machine = machine,
+                         .tables = tables,
+                         .uuid = uuid,
+                         .fds = fds,
+                         .drives_of_devices = drives,
+                         .log = log};
       const QmpReply reply = run_qmp_command(context, *request);
       out += json_line(reply ? *reply : Json(reply.error().text));
       if (context.after_reply) {

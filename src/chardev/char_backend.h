@@ -53,9 +53,6 @@ class CharBackend {
   [[nodiscard]] virtual std::pair<std::uint16_t, std::uint16_t> size() const { return {0, 0}; }
   // Looks at the terminal's size again and tells the receiver where it changed: for the owner of SIGWINCH.
   virtual void refresh_size() {}
-  // Puts a terminal back to the mode it was found in; also done when the back end goes. Async-signal-safe,
-  // for handlers of deadly signals.
-  virtual void restore_terminal() noexcept {}
 };
 
 }  // namespace wisp

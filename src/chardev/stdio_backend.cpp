@@ -37,15 +37,9 @@ StdioBackend::StdioBackend(EventLoop& loop, Log& log, const CharConfig& config, 
 
 StdioBackend::~StdioBackend() {
   shut_down();
-  restore_terminal();
+  terminal_.reset();
   for (const SharedFlags& shared : shared_flags_) {
     ::fcntl(shared.fd, F_SETFL, shared.flags);
-  }
-}
-
-void StdioBackend::restore_terminal() noexcept {
-  if (terminal_ != nullptr) {
-    terminal_->restore();
   }
 }
 

@@ -20,7 +20,6 @@ class StdioBackend final : public StreamBackend {
   [[nodiscard]] std::pair<std::uint16_t, std::uint16_t> size() const override {
     return terminal_size(output_);
   }
-  void restore_terminal() noexcept override;
 
  private:
   // O_NONBLOCK set on a descriptor that others may share, to be taken back.

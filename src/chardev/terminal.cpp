@@ -6,6 +6,14 @@
 #include <cerrno>
 
 namespace wisp {
+namespace {
+
+// A signal handler can know only what is static. The first, where there are several: it saw the mode that was
+// there before any of them.
+// NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables)
+constinit std::atomic<RawTerminal*> first_raw = nullptr;
+
+}  // namespace
 
 std::unique_ptr<RawTerminal> RawTerminal::enter(int fd, bool keep_signals) {
   termios former{};
@@ -21,7 +29,16 @@ std::unique_ptr<RawTerminal> RawTerminal::enter(int fd, bool keep_signals) {
   if (::tcsetattr(fd, TCSANOW, &raw) != 0) {
     return nullptr;
   }
-  return std::unique_ptr<RawTerminal>(new RawTerminal(fd, former));
+  std::unique_ptr<RawTerminal> terminal(new RawTerminal(fd, former));
+  RawTerminal* none = nullptr;
+  first_raw.compare_exchange_strong(none, terminal.get());
+  return terminal;
+}
+
+RawTerminal::~RawTerminal() {
+  RawTerminal* self = this;
+  first_raw.compare_exchange_strong(self, nullptr);
+  restore();
 }
 
 void RawTerminal::restore() noexcept {
@@ -29,6 +46,12 @@ void RawTerminal::restore() noexcept {
     const int saved_errno = errno;
     ::tcsetattr(fd_, TCSANOW, &former_);
     errno = saved_errno;
+  }
+}
+
+void restore_terminal() noexcept {
+  if (RawTerminal* terminal = first_raw.load(); terminal != nullptr) {
+    terminal->restore();
   }
 }
 

@@ -12,7 +12,7 @@
 
 namespace wisp {
 
-// A terminal in raw mode; back in its former mode when this goes.
+// A terminal in raw mode; back in its former mode when this goes, or when restore_terminal() is called.
 class RawTerminal final {
  public:
   // Null where `fd` is no terminal, or one that this process is in the background of (changing it would
@@ -21,7 +21,7 @@ class RawTerminal final {
   [[nodiscard]] static std::unique_ptr<RawTerminal> enter(int fd, bool keep_signals);
   RawTerminal(const RawTerminal&) = delete;
   RawTerminal& operator=(const RawTerminal&) = delete;
-  ~RawTerminal() { restore(); }
+  ~RawTerminal();
 
   // Once; async-signal-safe.
   void restore() noexcept;
@@ -32,6 +32,10 @@ class RawTerminal final {
   const termios former_;
   std::atomic<bool> raw_ = true;
 };
+
+// Puts the terminal of this process back to its former mode, where one is raw. Async-signal-safe: for
+// handlers of deadly signals.
+void restore_terminal() noexcept;
 
 // Columns and rows; 0, 0 where it is no terminal.
 [[nodiscard]] std::pair<std::uint16_t, std::uint16_t> terminal_size(int fd);

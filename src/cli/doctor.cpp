@@ -164,17 +164,6 @@ Finding check_passt(const HostView& host) {
           .advice = "needed for -netdev user: apt install passt"};
 }
 
-Finding check_cgroups(const HostView& host) {
-  const auto controllers = read_text(host.root + "/sys/fs/cgroup/cgroup.controllers");
-  if (!controllers) {
-    return {.name = "cgroups",
-            .state = FindingState::kLimited,
-            .found = "no cgroup v2 at /sys/fs/cgroup",
-            .advice = "machines run without limits; boot with systemd.unified_cgroup_hierarchy=1"};
-  }
-  return {.name = "cgroups", .found = "v2: " + *controllers, .advice = {}};
-}
-
 Finding check_io_uring(const HostView& host) {
   io_uring_params parameters{};
   const UniqueFd ring(static_cast<int>(::syscall(SYS_io_uring_setup, 1, &parameters)));
@@ -273,8 +262,7 @@ std::vector<Finding> examine_host(const HostView& host) {
                      "run as root or as a member of its group"),
           check_io_uring(host),
           check_seccomp(),
-          check_user_namespaces(),
-          check_cgroups(host)};
+          check_user_namespaces()};
 }
 
 bool can_run_machines(std::span<const Finding> findings) {

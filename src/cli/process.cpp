@@ -13,6 +13,8 @@
 #include <csignal>
 #include <utility>
 
+#include "chardev/terminal.h"
+
 namespace wisp {
 namespace {
 
@@ -145,11 +147,33 @@ PidFile::~PidFile() {
   }
 }
 
+Result<void> restore_terminal_on_deadly_signals() {
+  struct sigaction action{};
+  action.sa_handler = [](int signal) {
+    restore_terminal();
+    // By then with its default action; an exception comes again by itself, but not what kill() sent.
+    (void)::raise(signal);
+  };
+  action.sa_flags = static_cast<int>(SA_RESETHAND);
+  // Among them SIGTTOU, by which a background process is held that touches its terminal.
+  ::sigfillset(&action.sa_mask);
+  for (const int signal : {SIGQUIT, SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV}) {
+    struct sigaction present{};
+    if (::sigaction(signal, nullptr, &present) != 0) {
+      return fail_errno(errno, "cannot read the action of signal {}", signal);
+    }
+    if (present.sa_handler == SIG_DFL && ::sigaction(signal, &action, nullptr) != 0) {
+      return fail_errno(errno, "cannot set the action of signal {}", signal);
+    }
+  }
+  return {};
+}
+
 Result<std::unique_ptr<Signals>> Signals::create(EventLoop& loop, std::function<void(int signal)> on_signal) {
   std::unique_ptr<Signals> signals(new Signals());
   sigset_t set;
   sigemptyset(&set);
-  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) {
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGWINCH}) {
     sigaddset(&set, signal);
   }
   if (::pthread_sigmask(SIG_BLOCK, &set, nullptr) != 0 || ::signal(SIGPIPE, SIG_IGN) == SIG_ERR) {

@@ -56,8 +56,12 @@ class PidFile final {
   const ino_t inode_;
 };
 
-// SIGTERM, SIGINT and SIGHUP as calls on the event loop; SIGPIPE is ignored. Made before any thread is
-// started, so that all threads have them blocked.
+// From here on a signal that ends the process with a core dump puts a raw terminal back first. (A call that
+// the system-call filter refuses ends the process without asking any handler: that terminal stays raw.)
+[[nodiscard]] Result<void> restore_terminal_on_deadly_signals();
+
+// SIGTERM, SIGINT, SIGHUP and SIGWINCH as calls on the event loop; SIGPIPE is ignored. Made before any thread
+// is started, so that all threads have them blocked.
 class Signals final {
  public:
   [[nodiscard]] static Result<std::unique_ptr<Signals>> create(EventLoop& loop,

@@ -27,13 +27,18 @@ Result<UniqueFd> open_log(const std::string& path) {
   return fd;
 }
 
-// Lets signals end the machine, whichever state it is in; without one they end the waiting loop.
+// Lets signals end the machine, whichever state it is in; without one they end the waiting loop. SIGWINCH
+// tells it of the terminal's new size instead.
 class SignalTarget final {
  public:
   explicit SignalTarget(EventLoop& loop) : loop_(loop) {}
   void set_machine(Machine* machine) { machine_ = machine; }
-  void quit() {
-    if (machine_ != nullptr) {
+  void handle(int signal) {
+    if (signal == SIGWINCH) {
+      if (machine_ != nullptr) {
+        machine_->refresh_terminal_sizes();
+      }
+    } else if (machine_ != nullptr) {
       machine_->quit(ShutdownReason::kHostSignal);
     } else {
       loop_.stop();
@@ -59,7 +64,8 @@ Result<int> run(const CommandLine& command_line, const DriverTables& tables, std
   SystemEntropy entropy;
   WISP_ASSIGN(const auto loop, EventLoop::create());
   SignalTarget target(*loop);
-  WISP_ASSIGN(const auto signals, Signals::create(*loop, [&target](int /*signal*/) { target.quit(); }));
+  WISP_TRY(restore_terminal_on_deadly_signals());
+  WISP_ASSIGN(const auto signals, Signals::create(*loop, [&target](int signal) { target.handle(signal); }));
   std::unique_ptr<PidFile> pidfile;
   if (!process.pidfile.empty()) {
     WISP_ASSIGN(pidfile, PidFile::create(process.pidfile));

@@ -164,8 +164,8 @@ constexpr auto kCpuProperties = std::to_array<PropertySpec>({
      .choices = "host|max"},
     {.name = "pmu",
      .kind = PropertyKind::kBool,
-     .help = "performance counters",
-     .ignored_because = "the engine gives what the host has"},
+     .help = "the guest sees the host's performance counters; by KVM only",
+     .default_text = "off"},
     {.name = "migratable",
      .kind = PropertyKind::kBool,
      .help = "accepted",
@@ -360,20 +360,32 @@ Result<void> take_accel(CommandLineBuilder& builder, const OptionSpec& option, c
   if (set.has("probe")) {
     builder.launch.machine.probe_kvm = set.get_bool("probe", true);
   }
+  const std::string engine = set.get_string("accel");
+  for (const std::string_view name :
+       {"executor", "statistics", "seed", "state-log", "state-log-every", "state-log-from"}) {
+    if (engine == "kvm" && set.has(name)) {
+      return fail("{}: {}= goes with -accel soft; KVM runs code on the processor", what, name);
+    }
+  }
   if (set.has("executor")) {
     builder.launch.machine.execution.executor = parse_executor(set.get_string("executor"));
   }
   const bool virtual_clock = set.get_string("clock", "host") == "virtual";
-  if (virtual_clock && set.get_string("accel") != "soft") {
+  if (virtual_clock && engine != "soft") {
     return fail(
         "{}: clock=virtual needs the software CPU, and '{}' is asked for; use -accel soft,clock=virtual",
-        what, clip(set.get_string("accel"), 40));
+        what, clip(engine, 40));
   }
   if (set.has("seed") && !virtual_clock) {
     return fail("{}: seed= goes with clock=virtual; without it random numbers come from the host", what);
   }
   if (set.has("state-log") && !virtual_clock) {
     return fail("{}: state-log= goes with clock=virtual; other runs are never the same twice", what);
+  }
+  for (const std::string_view name : {"state-log-every", "state-log-from"}) {
+    if (set.has(name) && !set.has("state-log")) {
+      return fail("{}: {}= goes with state-log=, which names the file", what, name);
+    }
   }
   builder.launch.machine.execution.state_log = set.get_string("state-log");
   builder.launch.machine.execution.state_log_every = set.get_uint("state-log-every", 1'000'000);
@@ -478,6 +490,7 @@ Result<void> take_cpu(CommandLineBuilder& builder, const OptionSpec& option, con
   const std::string what = what_of(option, value);
   WISP_ASSIGN(const auto pairs, split_options(value, "model"));
   WISP_ASSIGN(const PropertySet set, parse_properties(pairs, kCpuProperties, {}, what, builder.warnings));
+  builder.launch.machine.cpus.pmu = set.get_bool("pmu", false);
   return {};
 }
 

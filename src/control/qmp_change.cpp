@@ -2,9 +2,9 @@
 #include <algorithm>
 #include <array>
 
+#include "base/lent_fds.h"
 #include "control/backend_options.h"
 #include "control/qmp_commands.h"
-#include "machine/lent_fds.h"
 
 namespace wisp {
 namespace {
@@ -256,6 +256,12 @@ Result<BackendConfig> chardev_config(QmpContext& context, const Json& arguments,
   return config;
 }
 
+void log_warnings(QmpContext& context, const std::vector<std::string>& warnings) {
+  for (const std::string& warning : warnings) {
+    context.log.warning("QMP: {}", clip(warning, 400));
+  }
+}
+
 // StratoVirt's names for hotplug, "virtio-blk-mmio", mean the same device.
 std::string device_name(const std::string& driver) {
   return driver.ends_with("-mmio") ? driver.substr(0, driver.size() - 4) + "device" : driver;
@@ -272,17 +278,10 @@ QmpReply qmp_capabilities(QmpContext&, const Json& arguments) {
 }
 
 QmpReply qmp_stop(QmpContext& context, const Json&) {
-  const RunState state = context.machine.state();
-  if (state == RunState::kPaused || state == RunState::kCreated) {
-    return Json::object();
-  }
   return qmp_reply(context.machine.pause());
 }
 
 QmpReply qmp_cont(QmpContext& context, const Json&) {
-  if (context.machine.state() == RunState::kRunning) {
-    return Json::object();
-  }
   return qmp_reply(context.machine.resume());
 }
 
@@ -353,6 +352,7 @@ QmpReply qmp_blockdev_add(QmpContext& context, const Json& arguments) {
   if (!drive) {
     return qmp_fail(drive.error().message);
   }
+  log_warnings(context, warnings);
   return qmp_reply(context.machine.add_drive(*drive));
 }
 
@@ -380,6 +380,7 @@ QmpReply qmp_netdev_add(QmpContext& context, const Json& arguments) {
   if (!netdev) {
     return qmp_fail(netdev.error().message);
   }
+  log_warnings(context, warnings);
   loan.commit();
   return qmp_reply(context.machine.add_netdev(*netdev));
 }
@@ -394,6 +395,7 @@ QmpReply qmp_chardev_add(QmpContext& context, const Json& arguments) {
   if (!chardev) {
     return qmp_fail(chardev.error().message);
   }
+  log_warnings(context, warnings);
   if (auto added = context.machine.add_chardev(*chardev); !added) {
     return qmp_fail(added.error().message);
   }
@@ -438,6 +440,7 @@ QmpReply qmp_device_add(QmpContext& context, const Json& arguments) {
   if (!device) {
     return qmp_fail(device.error().message);
   }
+  log_warnings(context, warnings);
   if (!find_driver_in(context.tables.devices, driver)->hotpluggable) {
     return qmp_fail(fmt::format("Device '{}' can not be hotplugged; give it on the command line", driver));
   }

@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 
+#include "base/log.h"
 #include "base/unique_fd.h"
 #include "control/launch_config.h"
 #include "control/qmp_json.h"
@@ -43,6 +44,8 @@ struct QmpContext {
   QmpFds& fds;
   // Drives that go with the device of the same id, the StratoVirt way.
   std::set<std::string>& drives_of_devices;
+  // For what the command line would log as well: options that were accepted and do nothing.
+  Log& log;
   // Done once the reply is on its way.
   std::function<void()> after_reply = {};
 };

@@ -88,7 +88,7 @@ std::string qmp_markdown(const std::function<std::string(const std::string& requ
   out +=
       "\nEach has `timestamp` with `seconds` and `microseconds`. `reason` of SHUTDOWN is one of "
       "guest-shutdown, "
-      "guest-reset, host-qmp-quit, host-signal, host-error; that of RESET is guest-reset or "
+      "guest-reset, host-qmp-quit, host-signal, host-ui, host-error; that of RESET is guest-reset or "
       "host-qmp-system-reset.\n";
   return out;
 }

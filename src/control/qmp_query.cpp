@@ -16,11 +16,17 @@ std::string vcpu_path(std::uint32_t index) {
   return fmt::format("/machine/unattached/device[{}]", index);
 }
 
+// CpuInstanceProperties of QEMU's schema. Clusters are told where there are some, as QEMU does: a client of
+// x86 machines expects none.
 Json vcpu_props(const VcpuInfo& vcpu) {
-  return {{"socket-id", vcpu.socket_id},
-          {"die-id", vcpu.die_id},
-          {"core-id", vcpu.core_id},
-          {"thread-id", vcpu.thread_in_core}};
+  Json props{{"socket-id", vcpu.socket_id},
+             {"die-id", vcpu.die_id},
+             {"core-id", vcpu.core_id},
+             {"thread-id", vcpu.thread_in_core}};
+  if (vcpu.topology.clusters > 1) {
+    props["cluster-id"] = vcpu.cluster_id;
+  }
+  return props;
 }
 
 Json image_json(const BlockInfo& block) {

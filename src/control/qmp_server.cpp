@@ -30,6 +30,8 @@ std::string_view reason_name(ShutdownReason reason) {
       return "host-qmp-quit";
     case ShutdownReason::kHostSignal:
       return "host-signal";
+    case ShutdownReason::kHostUi:
+      return "host-ui";
     case ShutdownReason::kError:
       return "host-error";
   }
@@ -211,7 +213,8 @@ QmpReply QmpServer::Impl::run(QmpFds& fds, const Json& request, std::function<vo
                      .tables = tables,
                      .uuid = uuid,
                      .fds = fds,
-                     .drives_of_devices = drives_of_devices};
+                     .drives_of_devices = drives_of_devices,
+                     .log = services.log};
   QmpReply reply = run_qmp_command(context, request);
   after_reply = std::move(context.after_reply);
   return reply;

@@ -126,6 +126,8 @@ class Hypervisor {
   // "kvm", "soft", ...
   [[nodiscard]] virtual std::string name() const = 0;
   [[nodiscard]] virtual std::uint32_t max_vcpus() const = 0;
+  // Whether VmOptions::pmu has an effect.
+  [[nodiscard]] virtual bool has_pmu() const { return false; }
   [[nodiscard]] virtual Result<std::unique_ptr<Vm>> create_vm(const VmOptions& options) = 0;
 };
 

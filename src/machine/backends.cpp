@@ -1,8 +1,8 @@
 #include "machine/backends.h"
 
+#include "base/lent_fds.h"
 #include "block/drive.h"
 #include "chardev/char_options.h"
-#include "machine/lent_fds.h"
 #include "virtio/rng.h"
 
 namespace wisp {
@@ -59,7 +59,7 @@ Result<void> Backends::add_drive(const BackendConfig& config) {
 }
 
 Result<Netdev> Backends::open(const NetdevConfig& config) const {
-  if (config.kind == NetdevKind::kPasst && !may_start_programs_) {
+  if (config.kind == NetdevKind::kPasst && held_to_filter_) {
     return fail(
         "netdev {}: passt cannot be started once the machine runs, since the system-call filter lets no "
         "program be started; give -netdev user on the command line, or start passt --socket PATH yourself "
@@ -81,7 +81,16 @@ Result<void> Backends::add_netdev(const BackendConfig& config) {
 
 Result<void> Backends::add_chardev(const BackendConfig& config) {
   WISP_TRY(check_new(chardevs_, "chardev", config.id));
-  WISP_ASSIGN(const CharConfig parsed, char_config(config.kind, config.id, config.properties));
+  WISP_ASSIGN(CharConfig parsed, char_config(config.kind, config.id, config.properties));
+  parsed.on_quit = on_quit_;
+  if (held_to_filter_ && parsed.kind == CharKind::kSocket && parsed.path.empty() && parsed.fd < 0) {
+    return fail(
+        "chardev {}: a TCP socket cannot be opened once the machine runs, since the system-call filter lets "
+        "only Unix sockets be; give -chardev socket,port=... on the command line, or use a Unix socket "
+        "(path) "
+        "and let socat lead there",
+        config.id);
+  }
   WISP_ASSIGN(auto backend, create_char_backend(parsed, loop_, log_));
   chardevs_.emplace(config.id, ChardevEntry{.backend = std::move(backend), .path = {}, .user = {}});
   return {};
@@ -95,6 +104,14 @@ Result<void> Backends::add_chardev_path(const BackendConfig& config) {
   }
   chardevs_.emplace(config.id, ChardevEntry{.backend = nullptr, .path = std::move(path), .user = {}});
   return {};
+}
+
+void Backends::refresh_terminal_sizes() {
+  for (const auto& [id, chardev] : chardevs_) {
+    if (chardev.backend != nullptr) {
+      chardev.backend->refresh_size();
+    }
+  }
 }
 
 Result<void> Backends::remove_drive(const std::string& id) {

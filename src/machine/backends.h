@@ -23,9 +23,15 @@ namespace wisp {
 
 class Backends final {
  public:
-  // Threads that back ends start call `worker_started` before all else.
-  Backends(EventLoop& loop, Log& log, const Clock& clock, std::function<Result<void>()> worker_started = {})
-      : loop_(loop), log_(log), clock_(clock), worker_started_(std::move(worker_started)) {}
+  // Threads that back ends start call `worker_started` before all else. `on_quit`: the user asks from a
+  // terminal for the machine's end; called on the loop's thread.
+  Backends(EventLoop& loop, Log& log, const Clock& clock, std::function<Result<void>()> worker_started = {},
+           std::function<void()> on_quit = {})
+      : loop_(loop),
+        log_(log),
+        clock_(clock),
+        worker_started_(std::move(worker_started)),
+        on_quit_(std::move(on_quit)) {}
   Backends(const Backends&) = delete;
   Backends& operator=(const Backends&) = delete;
 
@@ -37,8 +43,12 @@ class Backends final {
   [[nodiscard]] Result<void> add_chardev_path(const BackendConfig& config);
   [[nodiscard]] Result<void> add_object(const BackendConfig& config);
 
-  // From here on the process starts no other programs: the system-call filter ends one that tries.
-  void start_no_programs() { may_start_programs_ = false; }
+  // From here on the system-call filter holds the process: it ends one that starts another program or opens a
+  // socket other than a Unix one, so back ends that need either are refused.
+  void hold_to_filter() { held_to_filter_ = true; }
+
+  // Terminals may have another size now: devices whose terminal has are told.
+  void refresh_terminal_sizes();
 
   // Fail where the id is unknown or a device uses the part.
   [[nodiscard]] Result<void> remove_drive(const std::string& id);
@@ -82,7 +92,8 @@ class Backends final {
   Log& log_;
   const Clock& clock_;
   const std::function<Result<void>()> worker_started_;
-  bool may_start_programs_ = true;
+  const std::function<void()> on_quit_;
+  bool held_to_filter_ = false;
   std::map<std::string, DriveEntry> drives_;
   std::map<std::string, NetdevEntry> netdevs_;
   std::map<std::string, ChardevEntry> chardevs_;

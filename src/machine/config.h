@@ -38,6 +38,7 @@ struct CpuConfig {
   std::uint32_t count = 1;
   std::uint32_t max = 1;  // kept for hotplug; at least `count`
   CpuTopology topology;
+  bool pmu = false;  // as VmOptions::pmu
 };
 
 struct BootConfig {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <array>
 
-#include "machine/lent_fds.h"
+#include "base/lent_fds.h"
 #include "virtio/blk.h"
 #include "virtio/console.h"
 #include "virtio/net.h"
@@ -190,7 +190,9 @@ Result<BalloonInfo> DeviceFactory::balloon_info() const {
     return fail("no balloon device has been activated: add -device virtio-balloon-device,id=...");
   }
   const std::lock_guard lock(balloon_->strand().mutex());
-  return BalloonInfo{.actual = balloon_->actual(), .statistics = balloon_->statistics()};
+  BalloonInfo info{.actual = balloon_->actual(), .statistics = balloon_->statistics()};
+  balloon_->refresh_statistics();
+  return info;
 }
 
 Result<void> DeviceFactory::set_balloon(std::uint64_t bytes) {

@@ -65,7 +65,8 @@ class DeviceFactory final : private BalloonHost {
 
   // Of the disk with this id; zeroes where there is none.
   [[nodiscard]] BlockCounters block_counters(const std::string& id) const;
-  // The one balloon; errors where there is none.
+  // The one balloon; errors where there is none. Its statistics are those that the guest gave last, and it is
+  // asked for new ones.
   [[nodiscard]] Result<BalloonInfo> balloon_info() const;
   [[nodiscard]] Result<void> set_balloon(std::uint64_t bytes);
 

@@ -90,7 +90,7 @@ std::span<const DriverInfo> chardev_kinds() {
   static const auto kTable = std::to_array<DriverInfo>({
       {"stdio", "the terminal that the program was started on", kStdioCharProperties, false},
       {"pty", "a new pseudo-terminal", {}, true},
-      {"socket", "a Unix or TCP socket", kSocketCharProperties, true},
+      {"socket", "a Unix or TCP socket; Unix only once the machine runs", kSocketCharProperties, true},
       {"file", "a file that takes what is written", kFileCharProperties, true},
       {"null", "drops what is written", {}, true},
       {"ringbuf", "keeps the last bytes written", {}, true},

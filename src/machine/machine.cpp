@@ -82,7 +82,13 @@ Result<void> Machine::build_vm() {
     return fail("-smp: {} vCPUs are more than the {} that {} has on this host", config_.cpus.max,
                 engine_->max_vcpus(), engine_->name());
   }
-  WISP_ASSIGN(vm_, engine_->create_vm({.max_vcpus = config_.cpus.max, .topology = config_.cpus.topology}));
+  if (config_.cpus.pmu && !engine_->has_pmu()) {
+    services_.log.warning("-cpu pmu=on: the engine '{}' has no performance counters; the guest sees none",
+                          engine_->name());
+  }
+  WISP_ASSIGN(
+      vm_, engine_->create_vm(
+               {.max_vcpus = config_.cpus.max, .topology = config_.cpus.topology, .pmu = config_.cpus.pmu}));
   if (vm_->prefers_large_pages()) {
     ram_->block().use_large_pages();
   }
@@ -132,10 +138,19 @@ Result<void> Machine::build() {
 }
 
 Result<void> Machine::build_backends() {
-  backends_ = std::make_unique<Backends>(
-      services_.loop, services_.log, services_.clock, [filtered = services_.seccomp] {
-        return filtered ? install_seccomp(ThreadKind::kWorker) : Result<void>{};
-      });
+  const auto worker_started = [filtered = services_.seccomp] {
+    return filtered ? install_seccomp(ThreadKind::kWorker) : Result<void>{};
+  };
+  // Later, since the terminal's own function is on the stack.
+  const auto on_quit = [this] {
+    services_.loop.post([this, alive = alive_] {
+      if (*alive) {
+        quit(ShutdownReason::kHostUi);
+      }
+    });
+  };
+  backends_ =
+      std::make_unique<Backends>(services_.loop, services_.log, services_.clock, worker_started, on_quit);
   for (const BackendConfig& chardev : config_.chardevs) {
     const bool path_only = std::ranges::any_of(config_.devices, [&chardev](const DeviceConfig& device) {
       return DeviceFactory::is_vhost_user(device) && device.properties.find_string("chardev") == chardev.id;
@@ -323,7 +338,7 @@ Result<void> Machine::load_boot() {
 
 Result<void> Machine::start() {
   if (services_.seccomp) {
-    backends_->start_no_programs();
+    backends_->hold_to_filter();
   }
   if (config_.start_paused) {
     state_ = RunState::kPaused;
@@ -355,17 +370,13 @@ void Machine::resume_vcpus() {
 
 void Machine::pause_devices() {
   for (const auto& slot : slots_->occupied()) {
-    VirtioDevice& device = slot.transport->device();
-    const std::lock_guard lock(device.strand().mutex());
-    device.pause();
+    slot.transport->pause();
   }
 }
 
 void Machine::resume_devices() {
   for (const auto& slot : slots_->occupied()) {
-    VirtioDevice& device = slot.transport->device();
-    const std::lock_guard lock(device.strand().mutex());
-    device.resume();
+    slot.transport->resume();
   }
 }
 
@@ -376,12 +387,26 @@ void Machine::remove_events(MachineEvents* events) {
   std::erase(events_, events);
 }
 
+Result<void> Machine::check_started() const {
+  switch (state_) {
+    case RunState::kRunning:
+    case RunState::kPaused:
+      return {};
+    case RunState::kCreated:
+      return fail("the machine has not started yet");
+    default:
+      return fail("the machine has shut down");
+  }
+}
+
 Result<void> Machine::pause() {
-  if (state_ == RunState::kPaused) {
+  if (state_ == RunState::kCreated) {
+    config_.start_paused = true;
     return {};
   }
-  if (state_ != RunState::kRunning) {
-    return fail("the machine is not running");
+  WISP_TRY(check_started());
+  if (state_ == RunState::kPaused) {
+    return {};
   }
   park_vcpus();
   pause_devices();
@@ -391,11 +416,13 @@ Result<void> Machine::pause() {
 }
 
 Result<void> Machine::resume() {
-  if (state_ == RunState::kRunning) {
+  if (state_ == RunState::kCreated) {
+    config_.start_paused = false;
     return {};
   }
-  if (state_ != RunState::kPaused) {
-    return fail("the machine cannot be resumed: it has shut down");
+  WISP_TRY(check_started());
+  if (state_ == RunState::kRunning) {
+    return {};
   }
   state_ = RunState::kRunning;
   resume_devices();
@@ -405,9 +432,7 @@ Result<void> Machine::resume() {
 }
 
 Result<void> Machine::powerdown() {
-  if (state_ != RunState::kRunning && state_ != RunState::kPaused) {
-    return fail("the machine is not running");
-  }
+  WISP_TRY(check_started());
   if (!config_.acpi) {
     return fail("the machine has no power button: it runs with acpi=off; use quit");
   }
@@ -436,9 +461,7 @@ Result<void> Machine::reset() {
 }
 
 Result<void> Machine::reset_machine(bool by_guest) {
-  if (state_ != RunState::kRunning && state_ != RunState::kPaused) {
-    return fail("the machine is not running");
-  }
+  WISP_TRY(check_started());
   park_vcpus();
   if (auto done = reset_parts(); !done) {
     services_.log.error("the machine cannot be reset: {}", done.error().message);

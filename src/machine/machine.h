@@ -61,6 +61,9 @@ class Machine final : public MachineControl, private VcpuEvents {
   // Runs the vCPUs, or leaves them parked where the configuration says so.
   [[nodiscard]] Result<void> start();
 
+  // The terminal that the program was started on may have another size now.
+  void refresh_terminal_sizes() { backends_->refresh_terminal_sizes(); }
+
   // Once state() is kShutdown: what ended the machine, and the exit status that asks of the process.
   [[nodiscard]] ShutdownReason shutdown_reason() const { return shutdown_reason_; }
   [[nodiscard]] int exit_status() const { return exit_status_; }
@@ -111,6 +114,8 @@ class Machine final : public MachineControl, private VcpuEvents {
   [[nodiscard]] Result<void> load_boot();
   [[nodiscard]] BootDescription describe_boot() const;
 
+  // For what only a machine that was started, and has not ended, can do.
+  [[nodiscard]] Result<void> check_started() const;
   void park_vcpus();
   void resume_vcpus();
   void pause_devices();

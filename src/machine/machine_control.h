@@ -20,6 +20,7 @@ enum class ShutdownReason : std::uint8_t {
   kGuestReset,     // the guest asked for a reset under no_reboot, or fell over (triple fault)
   kHostQuit,       // QMP quit
   kHostSignal,     // SIGTERM, SIGINT, SIGHUP
+  kHostUi,         // control-A x on the terminal
   kDebugExit,      // a debug-exit port with its own exit status
   kError,
 };
@@ -28,7 +29,8 @@ struct VcpuInfo {
   std::uint32_t index = 0;
   std::int64_t thread_id = 0;
   CpuTopology topology;
-  std::uint32_t socket_id = 0, die_id = 0, core_id = 0, thread_in_core = 0;
+  // Each counts from 0 within the one before it.
+  std::uint32_t socket_id = 0, die_id = 0, cluster_id = 0, core_id = 0, thread_in_core = 0;
 };
 
 struct BlockInfo {
@@ -56,7 +58,8 @@ struct ChardevInfo {
 
 struct BalloonInfo {
   std::uint64_t actual = 0;  // bytes the guest has
-  // Guest statistics as virtio 1.2 5.5.6.3 names them; empty where the guest gave none.
+  // Guest statistics as virtio 1.2 5.5.6.3 names them, of the last time it was asked; empty where the guest
+  // gave none.
   std::vector<std::pair<std::string, std::uint64_t>> statistics;
 };
 
@@ -87,8 +90,10 @@ class MachineControl {
   // "kvm" or "soft".
   [[nodiscard]] virtual std::string engine_name() const = 0;
 
-  // Stops all vCPUs and quiesces the devices; fails where the machine is not running.
+  // Stops all vCPUs and quiesces the devices; nothing where that is done already. A machine that has not
+  // started yet will start paused. Fails where it has ended.
   [[nodiscard]] virtual Result<void> pause() = 0;
+  // The opposite, in each case.
   [[nodiscard]] virtual Result<void> resume() = 0;
   // Presses the ACPI power button.
   [[nodiscard]] virtual Result<void> powerdown() = 0;
@@ -100,6 +105,7 @@ class MachineControl {
   [[nodiscard]] virtual std::vector<BlockInfo> blocks() const = 0;
   [[nodiscard]] virtual std::vector<ChardevInfo> chardevs() const = 0;
   [[nodiscard]] virtual std::vector<IothreadInfo> iothreads() const { return {}; }
+  // Also asks the guest for new statistics, for the next call.
   [[nodiscard]] virtual Result<BalloonInfo> balloon() const = 0;
   // Asks the guest to have `bytes` of memory.
   [[nodiscard]] virtual Result<void> set_balloon(std::uint64_t bytes) = 0;
@@ -114,7 +120,8 @@ class MachineControl {
   [[nodiscard]] virtual Result<void> remove_chardev(const std::string& id) = 0;
   // Takes the descriptors that the device's options name over, on failure too.
   [[nodiscard]] virtual Result<void> add_device(const DeviceConfig& device) = 0;
-  // Asks the guest to let go; on_device_deleted tells when it did.
+  // On return the device is gone, and the guest is told then: it is not asked first. on_device_deleted comes
+  // afterwards, from the loop.
   [[nodiscard]] virtual Result<void> remove_device(const std::string& id) = 0;
 };
 

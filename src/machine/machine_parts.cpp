@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <future>
 
-#include "machine/lent_fds.h"
+#include "base/lent_fds.h"
 #include "machine/machine.h"
 
 namespace wisp {
@@ -16,7 +16,9 @@ std::vector<VcpuInfo> Machine::vcpus() const {
     info.thread_in_core = rest % topology.threads;
     rest /= topology.threads;
     info.core_id = rest % topology.cores;
-    rest /= topology.cores * topology.clusters;
+    rest /= topology.cores;
+    info.cluster_id = rest % topology.clusters;
+    rest /= topology.clusters;
     info.die_id = rest % topology.dies;
     info.socket_id = rest / topology.dies;
     result.push_back(info);
@@ -102,9 +104,7 @@ Result<void> Machine::add_device(const DeviceConfig& device) {
   lent.release();
   WISP_TRY(attach_device(device, true));
   if (state_ == RunState::kPaused) {
-    VirtioDevice& made = slots_->find(device.id)->transport->device();
-    const std::lock_guard lock(made.strand().mutex());
-    made.pause();
+    slots_->find(device.id)->transport->pause();
   }
   return {};
 }
@@ -125,20 +125,20 @@ Result<void> Machine::remove_device(const std::string& id) {
   if (!slots_->find(id)) {
     return fail("there is no device with id '{}'", id);
   }
-  factory_->forget(id);
   // No vCPU may be inside the device's registers when it goes.
   park_vcpus();
-  auto detached = slots_->detach(id);
-  if (detached) {
+  Result<void> removed;
+  if (auto detached = slots_->detach(id); detached) {
+    factory_->forget(id);
     EventLoop& loop = (*detached)->device().strand().loop();
     destroy_on(loop, *std::move(detached));
+  } else {
+    removed = std::unexpected(std::move(detached).error());
   }
   if (state_ == RunState::kRunning) {
     resume_vcpus();
   }
-  if (!detached) {
-    return std::unexpected(std::move(detached).error());
-  }
+  WISP_TRY(removed);
   backends_->release(id);
   platform_->slot_hotplug().set_present(slots_->present());
   services_.loop.post([this, id, alive = alive_] {

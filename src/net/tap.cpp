@@ -78,7 +78,8 @@ std::unexpected<Error> attach_error(int error_number, const std::string& name, b
 
 // Sets IFF_UP; a new interface is down, and what is sent to it would be refused.
 Result<void> bring_up(const std::string& name) {
-  const UniqueFd socket(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  // Any socket does for the ioctls of interfaces; the system-call filter lets through this kind.
+  const UniqueFd socket(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   ifreq request{};
   name.copy(request.ifr_name, IFNAMSIZ - 1);
   if (::ioctl(socket.get(), SIOCGIFFLAGS, &request) != 0) {

@@ -32,6 +32,9 @@ constexpr std::uint64_t vhost(std::uint64_t number) {
 constexpr auto kDeviceIoctls = std::to_array<std::uint64_t>({
     // Interrupts that it raises.
     request(KVM_IRQ_LINE),
+    // A handler of deadly signals puts the terminal's mode back.
+    request(TCGETS),
+    request(TCSETS),
     // Taps: offloads and queues that the driver negotiated.
     request(TUNSETOFFLOAD),
     request(TUNSETQUEUE),
@@ -67,10 +70,12 @@ constexpr auto kVcpuIoctls = [] {
   std::ranges::copy(kDeviceIoctls, std::ranges::copy(kOwn, all.begin()).out);
   return all;
 }();
-constexpr auto kWorkerIoctls = std::to_array<std::uint64_t>({request(BLKDISCARD)});
+constexpr auto kWorkerIoctls =
+    std::to_array<std::uint64_t>({request(BLKDISCARD), request(TCGETS), request(TCSETS)});
 
 constexpr std::array<std::uint64_t, 3> kMmapProtection = {PROT_NONE, PROT_READ, PROT_READ | PROT_WRITE};
 constexpr std::array<std::uint64_t, 1> kUnixSockets = {AF_UNIX};
+constexpr std::array<std::uint64_t, 2> kTerminalMode = {request(TCGETS), request(TCSETS)};
 // The name, and by vCPU threads of the software CPU that their sleeps end on time.
 constexpr std::array<std::uint64_t, 2> kOwnThread = {PR_SET_NAME, PR_SET_TIMERSLACK};
 
@@ -122,6 +127,9 @@ constexpr auto kMainRules = std::to_array<SyscallRule>({
     {.number = SYS_getsockname},
     {.number = SYS_getsockopt},
     {.number = SYS_setsockopt},
+    // Pseudo-terminals: hearing of who opens one.
+    {.number = SYS_inotify_init1},
+    {.number = SYS_inotify_add_watch},
     // Threads of hot-added back ends.
     {.number = SYS_clone3},
     {.number = SYS_clone},
@@ -161,6 +169,7 @@ constexpr auto kEngineRules = std::to_array<SyscallRule>({
     {.number = SYS_epoll_pwait},
     {.number = SYS_epoll_ctl},
     {.number = SYS_timerfd_settime},
+    {.number = SYS_ioctl, .argument = 1, .mask = kIoctlNumberMask, .values = kTerminalMode},
 });
 
 #undef WISP_COMMON_RULES

@@ -33,7 +33,8 @@ constexpr std::array<std::string_view, 10> kStatisticNames{
 VirtioBalloonOptions virtio_balloon_options(const std::string& id, const PropertySet& properties) {
   return {.id = id,
           .deflate_on_oom = properties.get_bool("deflate-on-oom", false),
-          .free_page_reporting = properties.get_bool("free-page-reporting", false)};
+          .free_page_reporting = properties.get_bool("free-page-reporting", false),
+          .statistics_interval_s = properties.get_uint("guest-stats-polling-interval", 0)};
 }
 
 VirtioBalloon::VirtioBalloon(EventLoop& loop, const GuestMemory& memory, VirtioBalloonOptions options,
@@ -54,6 +55,7 @@ Result<std::unique_ptr<VirtioBalloon>> VirtioBalloon::create(EventLoop& loop, co
               device->strand().timer([balloon = device.get()] { balloon->ask_for_statistics(); }));
   WISP_ASSIGN(device->event_timer_,
               device->strand().timer([balloon = device.get()] { balloon->tell_change(); }));
+  device->set_statistics_interval(options.statistics_interval_s);
   return device;
 }
 
@@ -318,6 +320,10 @@ void VirtioBalloon::ask_for_statistics() {
     return;
   }
   statistics_timer_.arm(statistics_interval_s_ * kNsPerSecond);
+  refresh_statistics();
+}
+
+void VirtioBalloon::refresh_statistics() {
   if (!active_ || paused() || !statistics_queue_) {
     return;
   }

@@ -21,9 +21,10 @@ struct VirtioBalloonOptions {
   std::string id{};
   bool deflate_on_oom = false;
   bool free_page_reporting = false;
+  std::uint64_t statistics_interval_s = 0;  // 0: only when refresh_statistics() is called
 };
 
-inline constexpr std::array<PropertySpec, 5> kVirtioBalloonProperties{{
+inline constexpr std::array<PropertySpec, 6> kVirtioBalloonProperties{{
     {.name = "deflate-on-oom",
      .kind = PropertyKind::kBool,
      .help = "the guest may take ballooned memory back before it kills processes",
@@ -32,6 +33,13 @@ inline constexpr std::array<PropertySpec, 5> kVirtioBalloonProperties{{
      .kind = PropertyKind::kBool,
      .help = "the guest tells which pages are free, and the host takes them until they are touched",
      .default_text = "off"},
+    {.name = "guest-stats-polling-interval",
+     .kind = PropertyKind::kUint,
+     .help = "seconds after which the guest is asked for its statistics again; with 0 each query-balloon "
+             "asks for "
+             "those that the next one tells",
+     .default_text = "0",
+     .maximum = 86400},
     {.name = "auto-balloon",
      .kind = PropertyKind::kBool,
      .help = "accepted for StratoVirt's sake",
@@ -87,7 +95,10 @@ class VirtioBalloon final : public VirtioDevice {
   [[nodiscard]] std::uint64_t target() const;
   // What the guest says it has, in bytes.
   [[nodiscard]] std::uint64_t actual() const;
-  // Asks for new statistics at this interval; 0 ends it.
+  // Asks the guest for new statistics, which statistics() tells once it gave them; nothing where it was asked
+  // already.
+  void refresh_statistics();
+  // Asks for them at this interval; 0 ends it.
   void set_statistics_interval(std::uint64_t seconds);
   // The latest statistics, by QEMU's names ("stat-free-memory"); empty where the guest gave none.
   [[nodiscard]] std::vector<std::pair<std::string, std::uint64_t>> statistics() const;

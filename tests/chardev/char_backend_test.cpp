@@ -726,7 +726,7 @@ int terminal_child(int slave, bool escape) {
     if (((during.c_lflag & ISIG) != 0) == escape) {
       return 12;
     }
-    (*backend)->restore_terminal();
+    restore_terminal();
     termios restored{};
     ::tcgetattr(slave, &restored);
     if (restored.c_lflag != before.c_lflag) {

@@ -3,14 +3,20 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <pty.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <termios.h>
 
 #include <array>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
+
+#include "chardev/terminal.h"
+#include "sandbox/seccomp.h"
 
 namespace wisp {
 namespace {
@@ -142,6 +148,51 @@ TEST_F(ProcessTest, TheForegroundFailsAsTheBackgroundDid) {
             1);
 }
 
+// In a session of its own, whose leader outlives the process that dies: the terminal's hangup would reset its
+// mode.
+int die_on_terminal(int slave, ThreadKind kind, int signal) {
+  if (::setsid() < 0 || ::ioctl(slave, TIOCSCTTY, 0) != 0) {
+    return 10;
+  }
+  termios before{};
+  ::tcgetattr(slave, &before);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const auto terminal = RawTerminal::enter(slave, false);
+    termios during{};
+    ::tcgetattr(slave, &during);
+    if (terminal == nullptr || (during.c_lflag & ICANON) != 0 || !restore_terminal_on_deadly_signals() ||
+        !install_seccomp(kind)) {
+      ::_exit(11);
+    }
+    (void)::raise(signal);
+    ::_exit(12);
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  if (!WIFSIGNALED(status) || WTERMSIG(status) != signal) {
+    return 13;
+  }
+  termios after{};
+  ::tcgetattr(slave, &after);
+  return after.c_lflag == before.c_lflag && after.c_iflag == before.c_iflag ? 42 : 14;
+}
+
+TEST_F(ProcessTest, ADeadlySignalPutsTheTerminalBack) {
+  for (const ThreadKind kind :
+       {ThreadKind::kMain, ThreadKind::kVcpu, ThreadKind::kIo, ThreadKind::kWorker, ThreadKind::kEngine}) {
+    for (const int signal : {SIGSEGV, SIGABRT}) {
+      int master = -1;
+      int slave = -1;
+      ASSERT_EQ(::openpty(&master, &slave, nullptr, nullptr, nullptr), 0);
+      const UniqueFd master_fd(master);
+      const UniqueFd slave_fd(slave);
+      EXPECT_EQ(status_of_child([&] { return die_on_terminal(slave, kind, signal); }), 42)
+          << thread_kind_name(kind) << " signal " << signal;
+    }
+  }
+}
+
 TEST_F(ProcessTest, SignalsArriveOnTheLoop) {
   EXPECT_EQ(status_of_child([] {
               const auto loop = *EventLoop::create();
@@ -150,7 +201,7 @@ TEST_F(ProcessTest, SignalsArriveOnTheLoop) {
               if (!signals) {
                 return 1;
               }
-              for (const int signal : {SIGTERM, SIGINT, SIGHUP}) {
+              for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGWINCH}) {
                 ::kill(::getpid(), signal);
                 loop->run_once(1000);
                 if (last != signal) {

@@ -137,6 +137,10 @@ TEST(CommandLine, MachineAndAccelerator) {
   EXPECT_TRUE(machine("-accel kvm").probe_kvm);
   EXPECT_FALSE(machine("-accel kvm,probe=off").probe_kvm);
   EXPECT_TRUE(machine("-accel auto,probe=on").probe_kvm);
+  EXPECT_EQ(machine("-accel auto,executor=interpret").execution.executor, soft::ExecutorChoice::kInterpret);
+  EXPECT_FALSE(machine("-cpu host").cpus.pmu);
+  EXPECT_FALSE(machine("-cpu host,pmu=off").cpus.pmu);
+  EXPECT_TRUE(machine("-cpu host,pmu=on").cpus.pmu);
   EXPECT_EQ(machine("-M type=microvm -machine accel=kvm:tcg").accel, Accel::kAuto);
   EXPECT_FALSE(machine("-machine microvm,acpi=off").acpi);
   EXPECT_FALSE(machine("-machine auto-kernel-cmdline=off").boot.auto_cmdline);
@@ -283,7 +287,7 @@ TEST(CommandLine, WhatLibvirtGivesIsTakenWithAWarningEach) {
       "-smbios type=1,product=x",
       "-smp 1,maxcpus=2",
       "-m 64,maxmem=1G",
-      "-cpu host,pmu=off",
+      "-cpu host,migratable=on",
 
       "-drive id=d,file=f",
       "-netdev user,id=n",
@@ -337,6 +341,15 @@ TEST(CommandLine, Errors) {
       {"-machine microvm -machine microvm", "-machine: option 'type' is given twice"},
       {"-machine microvm,usb=on", "-machine: option 'usb': 'on' is not one of off|no|false"},
       {"-accel xen", "-machine accel: 'xen' is not an accelerator, expected kvm, soft or auto"},
+      {"-accel kvm,executor=interpret",
+       "-accel 'kvm,executor=interpret': executor= goes with -accel soft; KVM runs code on the processor"},
+      {"-accel kvm,statistics=on",
+       "-accel 'kvm,statistics=on': statistics= goes with -accel soft; KVM runs code on the processor"},
+      {"-accel kvm,state-log-every=5",
+       "-accel 'kvm,state-log-every=5': state-log-every= goes with -accel soft; KVM runs code on the "
+       "processor"},
+      {"-accel soft,state-log-from=5",
+       "-accel 'soft,state-log-from=5': state-log-from= goes with state-log=, which names the file"},
       {"-accel kvm -machine accel=auto", "-machine: option 'accel' is given twice"},
       {"-cpu qemu64", "-cpu 'qemu64': option 'model': 'qemu64' is not one of host|max"},
       {"-cpu host,+avx",

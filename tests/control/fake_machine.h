@@ -43,6 +43,9 @@ class FakeMachine final : public MachineControl {
   [[nodiscard]] RunState state() const override { return state_; }
   [[nodiscard]] std::string engine_name() const override { return "kvm"; }
   [[nodiscard]] Result<void> pause() override {
+    if (state_ == RunState::kPaused) {
+      return {};
+    }
     if (state_ != RunState::kRunning) {
       return fail("the machine does not run");
     }
@@ -51,6 +54,9 @@ class FakeMachine final : public MachineControl {
     return {};
   }
   [[nodiscard]] Result<void> resume() override {
+    if (state_ == RunState::kRunning) {
+      return {};
+    }
     if (state_ == RunState::kShutdown) {
       return fail("the machine was shut down");
     }

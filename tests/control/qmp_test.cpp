@@ -207,11 +207,9 @@ TEST(Qmp, ShutdownReasons) {
   QmpClient client = bench.client();
   client.execute("qmp_capabilities");
   const std::vector<std::pair<ShutdownReason, const char*>> reasons{
-      {ShutdownReason::kGuestShutdown, "guest-shutdown"},
-      {ShutdownReason::kGuestReset, "guest-reset"},
-      {ShutdownReason::kHostSignal, "host-signal"},
-      {ShutdownReason::kDebugExit, "guest-shutdown"},
-      {ShutdownReason::kError, "host-error"}};
+      {ShutdownReason::kGuestShutdown, "guest-shutdown"}, {ShutdownReason::kGuestReset, "guest-reset"},
+      {ShutdownReason::kHostSignal, "host-signal"},       {ShutdownReason::kHostUi, "host-ui"},
+      {ShutdownReason::kDebugExit, "guest-shutdown"},     {ShutdownReason::kError, "host-error"}};
   for (const auto& [reason, name] : reasons) {
     bench.on_loop(
         [&, why = reason] { bench.machine().tell([why](MachineEvents& e) { e.on_shutdown(true, why); }); });

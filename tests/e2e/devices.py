@@ -211,6 +211,22 @@ def balloon(checks, machine, qmp):
     checks.check("the guest has its memory again", abs(again - before) < 16 * 1024, f"{before} kB, then {again} kB")
 
 
+def balloon_statistics(checks, machine, qmp):
+    if machine.context.is_qemu:
+        return
+    console = machine.console
+    free = lambda: qmp("query-balloon")["statistics"]["stat-free-memory"]
+    free()
+    time.sleep(0.5)
+    before = free()
+    console.output_of("mkdir -p /tmp/eaten && mount -t tmpfs none /tmp/eaten && dd if=/dev/zero of=/tmp/eaten/all bs=1M count=64 2>/dev/null")
+    free()  # asks; the next one tells
+    time.sleep(0.5)
+    after = free()
+    checks.check("the balloon's statistics follow the guest", before - after > 32 * MIB, f"{before}, then {after} bytes free")
+    console.output_of("umount /tmp/eaten")
+
+
 def free_memory(console):
     """kB. (With deflate-on-oom the balloon's pages stay in MemTotal.) Caches are dropped first, so that they do not count."""
     return int(console.output_of("sync; echo 3 >/proc/sys/vm/drop_caches; awk '/^MemFree/ {print $2}' /proc/meminfo"))
@@ -288,6 +304,52 @@ def hotplug(checks, machine, qmp, file, digest):
     checks.equal("the guest still runs", console.run("true")[0], 0)
 
 
+def hot_back_ends(checks, machine, qmp):
+    """Each kind of back end that may be added to a machine that runs, which the system-call filter holds by then."""
+    path = machine.context.path
+    unix = lambda file, server: {"type": "socket", "data": {"server": server, "addr": {
+        "type": "unix", "data": {"path": path(file)}}}}
+    switch = socket.socket(socket.AF_UNIX)
+    switch.bind(path("switch"))
+    switch.listen()
+    for name, backend in (("pty", {"type": "pty"}), ("null", {"type": "null"}), ("ringbuf", {"type": "ringbuf"}),
+                          ("file", {"type": "file", "data": {"out": path("chr.log")}}),
+                          ("listening socket", unix("chr", True)), ("connecting socket", unix("switch", False))):
+        answer = qmp("chardev-add", id="hotchr", backend=backend)
+        checks.check(f"chardev {name} is added while the machine runs",
+                     any(chardev["label"] == "hotchr" for chardev in qmp("query-chardev")))
+        if name == "pty":
+            os.close(os.open(answer["pty"], os.O_RDWR | os.O_NOCTTY))
+        qmp("chardev-remove", id="hotchr")
+    try:
+        qmp("chardev-add", id="hotchr", backend={"type": "socket", "data": {"server": True, "addr": {
+            "type": "inet", "data": {"host": "127.0.0.1", "port": "4321"}}}})
+        checks.check("a TCP chardev is refused then", False, "it was accepted")
+    except QmpError as error:
+        checks.check("a TCP chardev is refused then", "once the machine runs" in str(error), error)
+
+    console = machine.console
+    cards = "ls /sys/class/net | grep -vc '^lo$'"
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    for kind, options in (("tap", {"ifname": "wisptap1"}), ("stream", {"path": path("switch")}), ("dgram", {"fd": "hotfd"})):
+        if kind == "dgram":
+            qmp("getfd", fdname="hotfd", fds=(ours.fileno(),))
+        before = int(console.output_of(cards))  # the guest may keep cards that are gone
+        qmp("netdev_add", type=kind, id="hotnet", **options)
+        qmp("device_add", driver="virtio-net-device", id="hotcard", netdev="hotnet")
+        found = wait_for(lambda: int(console.output_of(cards)), before + 1)
+        checks.equal(f"a network card on a {kind} netdev appears in the guest", found, before + 1)
+        qmp("device_del", id="hotcard")
+        qmp.event("DEVICE_DELETED", 20)
+        qmp("netdev_del", id="hotnet")
+    for one in (switch, ours, theirs):
+        one.close()
+    qmp("device_add", driver="virtio-rng-device", id="hotrng", rng="rng0")
+    qmp("device_del", id="hotrng")
+    qmp.event("DEVICE_DELETED", 20)
+    checks.equal("query-status after all of them", qmp("query-status")["status"], "running")
+
+
 def wait_guest_disk(console, before):
     for attempt in range(10):
         new = set(console.output_of("ls /sys/block").split()) - before
@@ -361,9 +423,11 @@ def run(checks, context, root_disk):
         checks.equal("bytes from virtio-rng",
                      machine.console.output_of("dd if=/dev/hwrng bs=64 count=1 2>/dev/null | wc -c"), "64")
         balloon(checks, machine, qmp)
+        balloon_statistics(checks, machine, qmp)
         pause(checks, machine, qmp)
         queries(checks, machine, qmp)
         if not context.is_qemu:
             hotplug(checks, machine, qmp, hot, hot_digest)
+            hot_back_ends(checks, machine, qmp)
         power_button(checks, machine, qmp)
     checks.check("the QMP socket is gone with the machine", not os.path.exists(machine.qmp_path))

@@ -19,6 +19,7 @@ import bad_input  # noqa: E402
 import boots  # noqa: E402
 import devices  # noqa: E402
 import hostile  # noqa: E402
+import terminal  # noqa: E402
 import virtiofs  # noqa: E402
 from harness import IN_BED, Checks, Context, main_summary  # noqa: E402
 
@@ -33,9 +34,10 @@ GROUPS = {
     "kata": boots.kata_line,
     "virtual": lambda checks, context, root: boots.virtual_time(checks, context),
     "hostile": hostile.run,
+    "terminal": terminal.run,
 }
 ONLY_SOFT = ("virtual", "hostile")
-NOT_WITH_QEMU = ("bad-input", "linux64", "stratovirt", "virtiofs", "kata")
+NOT_WITH_QEMU = ("bad-input", "linux64", "stratovirt", "virtiofs", "kata", "terminal")
 
 
 def main():

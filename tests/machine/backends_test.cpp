@@ -2,16 +2,21 @@
 
 #include <fcntl.h>
 #include <gmock/gmock.h>
+#include <pty.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 
 #include "machine/machine_kit.h"
+#include "sandbox/seccomp.h"
 
 namespace wisp {
 namespace {
 
 using test::open_files;
 using test::properties;
+using test::StandardFiles;
 using ::testing::HasSubstr;
 
 class BackendsTest : public ::testing::Test {
@@ -197,6 +202,111 @@ TEST_F(BackendsTest, FailuresNameWhatIsAtFaultAndLeaveNothingOpen) {
   EXPECT_EQ(open_files(), before);
   EXPECT_FALSE(backends_.remove_netdev("net")) << "the id was not kept";
   EXPECT_FALSE(backends_.remove_drive("disk"));
+}
+
+TEST_F(BackendsTest, TheFilterLetsThroughWhatMayBeAddedLater) {
+  const auto [ours, theirs] = socket_pair();
+  const UniqueFd peer(theirs);
+  const std::string listener = dir_.file("switch.sock");
+  const UniqueFd net_switch(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  listener.copy(address.sun_path, sizeof address.sun_path - 1);
+  ASSERT_EQ(::bind(net_switch.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+  ASSERT_EQ(::listen(net_switch.get(), 4), 0);
+  const auto with = [](const char* kind, PropertySet set, std::vector<int> fds = {}) {
+    return BackendConfig{.kind = kind, .id = "x", .properties = std::move(set), .fds = std::move(fds)};
+  };
+  const std::vector<BackendConfig> chardevs{
+      with("pty", {}),
+      with("null", {}),
+      with("ringbuf", {}),
+      with("file", properties({{"path", dir_.file("chr.log")}})),
+      with("socket", properties({{"path", dir_.file("chr.sock")}, {"server", true}, {"wait", false}})),
+      with("socket", properties({{"path", listener}}))};
+  // No tap of this test is left behind: what it creates goes with the descriptor.
+  const std::string tap = fmt::format("wb{}", ::getpid() % 100000);
+  const std::vector<BackendConfig> netdevs{with("stream", properties({{"path", listener}})),
+                                           with("dgram", {}, {ours}),
+                                           with("tap", properties({{"ifname", tap}}))};
+  dir_.image("x.img", test::kMiB);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    // A call that is not listed ends the child by SIGSYS.
+    if (!install_seccomp(ThreadKind::kMain)) {
+      ::_exit(100);
+    }
+    for (std::size_t i = 0; i < chardevs.size(); ++i) {
+      if (!backends_.add_chardev(chardevs[i]) || !backends_.remove_chardev("x")) {
+        ::_exit(static_cast<int>(1 + i));
+      }
+    }
+    for (std::size_t i = 0; i < netdevs.size(); ++i) {
+      const auto added = backends_.add_netdev(netdevs[i]);
+      // Who may not create interfaces has been told so, and not ended.
+      if ((!added && netdevs[i].kind != "tap") || (added && !backends_.remove_netdev("x"))) {
+        ::_exit(static_cast<int>(20 + i));
+      }
+    }
+    for (const char* aio : {"threads", "io_uring"}) {
+      BackendConfig disk{.kind = "",
+                         .id = "x",
+                         .properties = properties({{"file", dir_.file("x.img")}, {"aio", aio}}),
+                         .fds = {}};
+      // A host may have no io_uring.
+      if (!backends_.add_drive(disk) && std::string_view(aio) == "threads") {
+        ::_exit(40);
+      }
+      (void)backends_.remove_drive("x");
+    }
+    ::_exit(0);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_FALSE(WIFSIGNALED(status)) << "signal " << WTERMSIG(status);
+  EXPECT_EQ(WEXITSTATUS(status), 0);
+  ::close(ours);
+}
+
+struct SizeReceiver final : CharReceiver {
+  std::size_t can_receive() override { return 0; }
+  void receive(std::span<const std::uint8_t> /*bytes*/) override {}
+  void resized(std::uint16_t columns, std::uint16_t rows) override { size = {columns, rows}; }
+  std::pair<std::uint16_t, std::uint16_t> size;
+};
+
+TEST_F(BackendsTest, ATerminalsNewSizeIsTold) {
+  int master = -1;
+  int slave = -1;
+  winsize size{.ws_row = 24, .ws_col = 80, .ws_xpixel = 0, .ws_ypixel = 0};
+  ASSERT_EQ(::openpty(&master, &slave, nullptr, nullptr, &size), 0);
+  const UniqueFd master_fd(master);
+  const UniqueFd slave_fd(slave);
+  SizeReceiver receiver;
+  const auto run_until_size = [&](std::pair<std::uint16_t, std::uint16_t> wanted) {
+    for (int i = 0; i < 500 && receiver.size != wanted; ++i) {
+      loop_->run_once(10);
+    }
+    return receiver.size == wanted;
+  };
+  bool first = false;
+  bool second = false;
+  {
+    const StandardFiles standard(slave, slave);
+    ASSERT_TRUE(backends_.add_chardev({.kind = "stdio", .id = "tty", .properties = {}, .fds = {}}));
+    CharBackend* terminal = *backends_.use_chardev("tty", "serial");
+    terminal->set_receiver(&receiver);
+    first = run_until_size({80, 24});
+    size = {.ws_row = 50, .ws_col = 132, .ws_xpixel = 0, .ws_ypixel = 0};
+    ::ioctl(master, TIOCSWINSZ, &size);
+    backends_.refresh_terminal_sizes();
+    second = run_until_size({132, 50});
+    terminal->set_receiver(nullptr);
+    backends_.release("serial");
+    (void)backends_.remove_chardev("tty");
+  }
+  EXPECT_TRUE(first);
+  EXPECT_TRUE(second);
 }
 
 TEST_F(BackendsTest, EachDeviceHasASourceOfItsOwn) {

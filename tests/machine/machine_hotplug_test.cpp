@@ -254,6 +254,24 @@ TEST_F(HotplugTest, APausedMachineTakesDevicesThatWaitForItsResume) {
   activate(virtio_slot(0));
 }
 
+TEST_F(HotplugTest, AnInterruptThatWasNotAcknowledgedIsRepeatedAtTheResume) {
+  ASSERT_NO_FATAL_FAILURE(create_and_start());
+  ASSERT_TRUE(machine().add_device(balloon("b")));
+  const auto slot = virtio_slot(0);
+  activate(slot);
+  const std::uint64_t before = vm().irqs().pulses(slot.gsi);
+  ASSERT_TRUE(machine().set_balloon(32 * test::kMiB));
+  EXPECT_EQ(vm().irqs().pulses(slot.gsi), before + 1);
+  ASSERT_TRUE(machine().pause());
+  ASSERT_TRUE(machine().resume());
+  EXPECT_EQ(vm().irqs().pulses(slot.gsi), before + 2);
+  mmio_write(slot.base + virtio_mmio::kInterruptAck, virtio_mmio::kInterruptConfig);
+  EXPECT_EQ(guest_read(slot.base + virtio_mmio::kInterruptStatus), 0U);
+  ASSERT_TRUE(machine().pause());
+  ASSERT_TRUE(machine().resume());
+  EXPECT_EQ(vm().irqs().pulses(slot.gsi), before + 2);
+}
+
 TEST_F(HotplugTest, ADeviceOfAnIothreadGoesWhileTheGuestKicksIt) {
   config_.iothreads = {"io0", "io1"};
   config_.cpus = {.count = 2, .max = 2, .topology = {.cores = 2}};

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -73,6 +74,26 @@ inline std::vector<std::string> open_files() {
   std::ranges::sort(files);
   return files;
 }
+
+// For as long as it lives, standard input and output are another file.
+class StandardFiles final {
+ public:
+  StandardFiles(int input, int output) {
+    (void)std::fflush(stdout);
+    EXPECT_EQ(::dup2(input, STDIN_FILENO), STDIN_FILENO);
+    EXPECT_EQ(::dup2(output, STDOUT_FILENO), STDOUT_FILENO);
+  }
+  StandardFiles(const StandardFiles&) = delete;
+  StandardFiles& operator=(const StandardFiles&) = delete;
+  ~StandardFiles() {
+    ::dup2(input_.get(), STDIN_FILENO);
+    ::dup2(output_.get(), STDOUT_FILENO);
+  }
+
+ private:
+  const UniqueFd input_{::fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 3)};
+  const UniqueFd output_{::fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 3)};
+};
 
 inline PropertySet properties(std::initializer_list<std::pair<const char*, PropertyValue>> values) {
   PropertySet set;

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "control/qmp_server.h"
 #include "machine/device_table.h"
@@ -118,6 +119,40 @@ TEST_F(MachineQmpTest, AResetFromOutsideAndOneByTheGuestAreToldApart) {
   EXPECT_EQ(event["event"], "RESET");
   EXPECT_EQ(event["data"], Json({{"guest", true}, {"reason", "guest-reset"}}));
   EXPECT_EQ(vcpu().resets(), 2U);
+}
+
+TEST_F(MachineQmpTest, StopAndContBeforeTheStartAreNotForgotten) {
+  ASSERT_NO_FATAL_FAILURE(create());
+  ASSERT_NO_FATAL_FAILURE(connect());
+  const Json done{{"return", Json::object()}};
+  EXPECT_EQ(execute("cont"), done);
+  EXPECT_EQ(execute("stop"), done);
+  EXPECT_EQ(execute("query-status")["return"]["status"], "prelaunch");
+  ASSERT_TRUE(machine().start());
+  EXPECT_EQ(execute("query-status")["return"]["status"], "paused");
+  EXPECT_EQ(execute("cont"), done);
+  EXPECT_EQ(execute("query-status")["return"]["status"], "running");
+}
+
+TEST_F(MachineQmpTest, ClustersAreToldWhereThereAreSome) {
+  config_.cpus = {.count = 4, .max = 4, .topology = {.clusters = 2, .cores = 2}};
+  ASSERT_NO_FATAL_FAILURE(create_and_start());
+  ASSERT_NO_FATAL_FAILURE(connect());
+  std::set<Json> places;
+  const Json reply = execute("query-cpus-fast");
+  for (const Json& cpu : reply["return"]) {
+    EXPECT_TRUE(cpu["props"].contains("cluster-id"));
+    places.insert(cpu["props"]);
+  }
+  EXPECT_EQ(places.size(), 4U);
+}
+
+TEST_F(MachineQmpTest, OptionsThatDoNothingAreLogged) {
+  ASSERT_NO_FATAL_FAILURE(create_and_start());
+  ASSERT_NO_FATAL_FAILURE(connect());
+  EXPECT_EQ(error("device_add", {{"driver", "virtio-balloon-device"}, {"id", "b"}, {"auto-balloon", true}}),
+            "");
+  EXPECT_THAT(logged(), HasSubstr("warning: QMP: device_add: option 'auto-balloon' is ignored: "));
 }
 
 TEST_F(MachineQmpTest, DrivesShowTheirLimitsAndCounters) {
@@ -231,6 +266,23 @@ TEST_F(MachineQmpTest, NoThreadIsWithoutAFilter) {
   for (const auto& [name, mode] : filters) {
     EXPECT_EQ(mode, "2") << name;
   }
+}
+
+TEST_F(MachineQmpTest, NoInternetSocketIsOpenedUnderTheFilter) {
+  const Json tcp{
+      {"type", "socket"},
+      {"data",
+       {{"addr", {{"type", "inet"}, {"data", {{"host", "127.0.0.1"}, {"port", "9"}}}}}, {"server", false}}}};
+  const Json local{{"type", "socket"},
+                   {"data", {{"addr", {{"type", "unix"}, {"data", {{"path", dir_.file("chr.sock")}}}}}}}};
+  seccomp_ = true;
+  ASSERT_NO_FATAL_FAILURE(create_and_start());
+  ASSERT_NO_FATAL_FAILURE(connect());
+  EXPECT_THAT(error("chardev-add", {{"id", "chr"}, {"backend", tcp}}),
+              AllOf(HasSubstr("chardev chr: a TCP socket cannot be opened once the machine runs"),
+                    HasSubstr("on the command line"), HasSubstr("use a Unix socket")));
+  EXPECT_EQ(error("chardev-add", {{"id", "chr"}, {"backend", local}}), "");
+  EXPECT_EQ(machine().state(), RunState::kRunning);
 }
 
 TEST_F(MachineQmpTest, WithoutTheFilterTheProgramIsStarted) {

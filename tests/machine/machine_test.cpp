@@ -2,6 +2,7 @@
 #include "machine/machine.h"
 
 #include <gmock/gmock.h>
+#include <sys/socket.h>
 
 #include "machine/machine_kit.h"
 
@@ -52,6 +53,37 @@ TEST_F(MachineTest, IsBuiltUpToItsFirstInstruction) {
   EXPECT_TRUE(vcpu(1).wait_until_idle());
 }
 
+TEST_F(MachineTest, TheEscapeKeyOfItsTerminalEndsIt) {
+  std::array<int, 2> ends{};
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()), 0);
+  const UniqueFd user(ends[0]);
+  const UniqueFd standard(ends[1]);
+  config_.chardevs = {
+      {.kind = "stdio", .id = "tty", .properties = test::properties({{"mux", true}}), .fds = {}}};
+  config_.serial = "tty";
+  bool ended_by_key = false;
+  {
+    const test::StandardFiles files(standard.get(), standard.get());
+    ASSERT_NO_FATAL_FAILURE(create_and_start());
+    ASSERT_EQ(::write(user.get(), "\x01x", 2), 2);
+    ended_by_key = run_until_events(1);
+    machine_.reset();
+  }
+  EXPECT_TRUE(ended_by_key);
+  EXPECT_EQ(events_.take(), Strings{ended("host", ShutdownReason::kHostUi)});
+}
+
+TEST_F(MachineTest, PerformanceCountersReachTheEngineOrAreSaidToBeMissing) {
+  ASSERT_NO_FATAL_FAILURE(create());
+  EXPECT_FALSE(vm().options().pmu);
+  EXPECT_EQ(logged(), "");
+  machine_.reset();
+  config_.cpus.pmu = true;
+  ASSERT_NO_FATAL_FAILURE(create());
+  EXPECT_TRUE(vm().options().pmu);
+  EXPECT_THAT(logged(), HasSubstr("-cpu pmu=on: the engine 'fake' has no performance counters"));
+}
+
 TEST_F(MachineTest, VcpusAreNumberedByTopology) {
   config_.cpus = {
       .count = 8, .max = 8, .topology = {.sockets = 2, .dies = 1, .clusters = 1, .cores = 2, .threads = 2}};
@@ -62,6 +94,21 @@ TEST_F(MachineTest, VcpusAreNumberedByTopology) {
     EXPECT_EQ(vcpus[i].thread_in_core, i % 2) << i;
     EXPECT_EQ(vcpus[i].core_id, i / 2 % 2) << i;
     EXPECT_EQ(vcpus[i].socket_id, i / 4) << i;
+  }
+}
+
+TEST_F(MachineTest, NoTwoVcpusOfAClusteredTopologyAreAlike) {
+  config_.cpus = {
+      .count = 16, .max = 16, .topology = {.sockets = 1, .dies = 2, .clusters = 2, .cores = 2, .threads = 2}};
+  ASSERT_NO_FATAL_FAILURE(create());
+  const auto vcpus = machine().vcpus();
+  ASSERT_EQ(vcpus.size(), 16U);
+  for (std::uint32_t i = 0; i < 16; ++i) {
+    EXPECT_EQ(vcpus[i].thread_in_core, i % 2) << i;
+    EXPECT_EQ(vcpus[i].core_id, i / 2 % 2) << i;
+    EXPECT_EQ(vcpus[i].cluster_id, i / 4 % 2) << i;
+    EXPECT_EQ(vcpus[i].die_id, i / 8) << i;
+    EXPECT_EQ(vcpus[i].socket_id, 0U) << i;
   }
 }
 
@@ -97,6 +144,29 @@ TEST_F(MachineTest, ManyPausesLoseNoAccess) {
     ASSERT_TRUE(vcpu(id).wait_until_idle());
     EXPECT_EQ(vcpu(id).answers().size(), 600U);
   }
+}
+
+TEST_F(MachineTest, PauseAndResumeBeforeTheStartSayHowItStarts) {
+  ASSERT_NO_FATAL_FAILURE(create());
+  EXPECT_EQ(machine().reset().error().message, "the machine has not started yet");
+  EXPECT_EQ(machine().powerdown().error().message, "the machine has not started yet");
+  ASSERT_TRUE(machine().pause());
+  EXPECT_EQ(machine().state(), RunState::kCreated);
+  ASSERT_TRUE(machine().start());
+  EXPECT_EQ(machine().state(), RunState::kPaused);
+  EXPECT_EQ(vm().guest_starts(), 0U);
+  ASSERT_TRUE(machine().resume());
+  EXPECT_EQ(machine().state(), RunState::kRunning);
+  machine().quit(ShutdownReason::kHostQuit);
+  EXPECT_EQ(machine().pause().error().message, "the machine has shut down");
+  EXPECT_EQ(machine().resume().error().message, "the machine has shut down");
+
+  machine_.reset();
+  config_.start_paused = true;
+  ASSERT_NO_FATAL_FAILURE(create());
+  ASSERT_TRUE(machine().resume());
+  ASSERT_TRUE(machine().start());
+  EXPECT_EQ(machine().state(), RunState::kRunning);
 }
 
 TEST_F(MachineTest, StartsPausedWhereAsked) {

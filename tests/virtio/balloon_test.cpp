@@ -178,6 +178,48 @@ TEST_F(BalloonTest, StatisticsArePolledWithTheBufferTheGuestGave) {
   EXPECT_EQ(balloon_.queue(2)->in_flight(), 1U);
 }
 
+TEST_F(BalloonTest, ARefreshAsksTheGuestOnce) {
+  ASSERT_TRUE(harness_.activate().has_value());
+  const auto refresh = [&] {
+    const std::lock_guard lock(balloon_.strand().mutex());
+    balloon_.refresh_statistics();
+  };
+  refresh();  // nothing to give back yet
+  const Gpa buffer = harness_.guest().allocate(10);
+  const auto give = [&](std::uint64_t value) {
+    harness_.guest().store(buffer, std::uint16_t{4});
+    harness_.guest().store(buffer + 2, value);
+    harness_.submit(2, ChainBuilder().readable(buffer, 10));
+    harness_.pump();
+  };
+  give(1000);
+  refresh();
+  refresh();
+  EXPECT_TRUE(harness_.wait_used(2).has_value());
+  EXPECT_FALSE(harness_.queue(2).take_used().has_value());
+  EXPECT_THAT(balloon_.statistics(), ElementsAre(Pair("stat-free-memory", 1000)));
+  give(3000);
+  EXPECT_THAT(balloon_.statistics(), ElementsAre(Pair("stat-free-memory", 3000)));
+  harness_.pause();
+  refresh();
+  harness_.resume();
+  EXPECT_FALSE(harness_.queue(2).take_used().has_value()) << "a paused device gives nothing back";
+}
+
+TEST_F(BalloonTest, TheOptionSetsTheInterval) {
+  PropertySet properties;
+  properties.set("guest-stats-polling-interval", std::uint64_t{7});
+  EXPECT_EQ(virtio_balloon_options("b", properties).statistics_interval_s, 7U);
+  DeviceHarness polling{[this](EventLoop& loop, const GuestMemory& memory) {
+    return VirtioBalloon::create(loop, memory, {.id = "p", .statistics_interval_s = 1}, host_, log_, clock_)
+        .value();
+  }};
+  ASSERT_TRUE(polling.activate().has_value());
+  const Gpa buffer = polling.guest().allocate(10);
+  polling.submit(2, ChainBuilder().readable(buffer, 10));
+  EXPECT_TRUE(polling.wait_used(2).has_value()) << "asked anew, without a call";
+}
+
 TEST_F(BalloonTest, TargetSurvivesResetAndSnapshot) {
   ASSERT_TRUE(harness_.activate().has_value());
   ASSERT_TRUE(balloon_.set_target(ram_ / 2).has_value());

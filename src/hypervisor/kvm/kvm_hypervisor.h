@@ -36,6 +36,7 @@ class KvmHypervisor final : public Hypervisor {
 
   [[nodiscard]] std::string name() const override { return "kvm"; }
   [[nodiscard]] std::uint32_t max_vcpus() const override;
+  [[nodiscard]] bool has_pmu() const override { return true; }
   // The VM may outlive the hypervisor.
   [[nodiscard]] Result<std::unique_ptr<Vm>> create_vm(const VmOptions& options) override;
 

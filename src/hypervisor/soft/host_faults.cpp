@@ -22,14 +22,18 @@ struct Range {
 constexpr std::size_t kMaxRanges = 1024;
 constinit std::array<Range, kMaxRanges> ranges;  // NOLINT(cppcoreguidelines-avoid-non-const-global-variables)
 constexpr std::array kSignals{SIGFPE, SIGSEGV, SIGBUS, SIGILL};
+// What was done with each before; written once, before the handler is there.
+// NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables)
+constinit std::array<struct sigaction, kSignals.size()> former{};
 
 constexpr int kPageFaultTrap = 14;
 
-void on_fault(int signal, siginfo_t* /*info*/, void* context) {
+void on_fault(int signal, siginfo_t* info, void* context) {
   auto* state = static_cast<ucontext_t*>(context);
   auto& registers = state->uc_mcontext.gregs;
   const auto rip = static_cast<std::uint64_t>(registers[REG_RIP]);
-  if (registers[REG_TRAPNO] != kPageFaultTrap && signal != SIGBUS) {
+  const bool sent = info->si_code <= 0;  // by a process: no instruction raised it, and none brings it again
+  if (!sent && registers[REG_TRAPNO] != kPageFaultTrap && signal != SIGBUS) {
     for (const Range& range : ranges) {
       if (rip >= range.start.load(std::memory_order_relaxed) &&
           rip < range.end.load(std::memory_order_relaxed)) {
@@ -42,10 +46,15 @@ void on_fault(int signal, siginfo_t* /*info*/, void* context) {
       }
     }
   }
-  // Not ours: the default action, when the instruction runs again.
-  struct sigaction standard{};
-  standard.sa_handler = SIG_DFL;
-  ::sigaction(signal, &standard, nullptr);
+  // Not ours: what was done before is done when the instruction runs again.
+  for (std::size_t i = 0; i < kSignals.size(); ++i) {
+    if (kSignals[i] == signal) {
+      ::sigaction(signal, &former[i], nullptr);
+    }
+  }
+  if (sent) {
+    (void)::raise(signal);
+  }
 }
 
 bool install() {
@@ -53,8 +62,9 @@ bool install() {
   action.sa_sigaction = on_fault;
   action.sa_flags = SA_SIGINFO | SA_NODEFER;
   ::sigemptyset(&action.sa_mask);
-  for (const int signal : kSignals) {
-    if (::sigaction(signal, &action, nullptr) != 0) {
+  for (std::size_t i = 0; i < kSignals.size(); ++i) {
+    if (::sigaction(kSignals[i], nullptr, &former[i]) != 0 ||
+        ::sigaction(kSignals[i], &action, nullptr) != 0) {
       return false;
     }
   }

@@ -1,4 +1,4 @@
-#include "machine/lent_fds.h"
+#include "base/lent_fds.h"
 
 #include <algorithm>
 
