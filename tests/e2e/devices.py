@@ -371,8 +371,10 @@ def power_button(checks, machine, qmp):
                               " [ \"$(cat $e/device/name)\" != 'Power Button' ] || echo ${e##*/}; done | head -1")
     checks.check("the guest has a power button", event)
     # struct input_event: 16 bytes of time, then type (EV_KEY 1) and code (KEY_POWER 116).
-    console.send(f"dd if=/dev/input/{event} bs=24 count=1 2>/dev/null | od -An -tu2 -j16 -N4 && poweroff -f\n")
-    time.sleep(0.5)
+    # An event that comes before the file is open is lost; the quotes keep the echo of the command from being taken for it.
+    console.send(f"exec 3</dev/input/{event} && echo reader''-is-there &&"
+                 " dd bs=24 count=1 <&3 2>/dev/null | od -An -tu2 -j16 -N4 && poweroff -f\n")
+    console.expect("reader-is-there", 20)
     qmp("system_powerdown")
     checks.check("QMP tells of POWERDOWN", qmp.event("POWERDOWN"))
     console.expect(r"1\s+116", 20)
