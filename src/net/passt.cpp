@@ -114,6 +114,12 @@ Result<std::unique_ptr<PasstBackend>> PasstBackend::start(const PasstOptions& op
   }
   UniqueFd ours(sockets[0]);
   UniqueFd theirs(sockets[1]);
+  // passt drops what does not fit, and TCP then waits for it to be sent again: the usual 208 KiB are less
+  // than one window of the guest's. The kernel cuts this down to net.core.wmem_max.
+  constexpr int kRoom = 4 << 20;
+  for (const UniqueFd* const end : {&ours, &theirs}) {
+    (void)::setsockopt(end->get(), SOL_SOCKET, SO_SNDBUF, &kRoom, sizeof kRoom);
+  }
   std::array<int, 2> pipes{};
   // Non-blocking at passt's end too: a full pipe must not stop it.
   if (::pipe2(pipes.data(), O_CLOEXEC | O_NONBLOCK) != 0) {

@@ -328,10 +328,11 @@ def network(checks, context, console, cpus):
     def interface(mac):
         return console.output_of(f"grep -l {mac} /sys/class/net/*/address | cut -d/ -f5").strip()
 
-    for way, mac, guest, host, bind in (("a tap", TAP_MAC, TAP_GUEST, TAP_HOST, TAP_HOST),
-                                        ("passt", USER_MAC, USER_GUEST, USER_HOST, "127.0.0.1")):
+    # The second size is what passt's DHCP would say.
+    for way, mac, guest, host, bind, mtu in (("a tap", TAP_MAC, TAP_GUEST, TAP_HOST, TAP_HOST, 1500),
+                                             ("passt", USER_MAC, USER_GUEST, USER_HOST, "127.0.0.1", 65520)):
         name = interface(mac)
-        console.output_of(f"ip addr add {guest}/24 dev {name} && ip link set {name} up", 60)
+        console.output_of(f"ip addr add {guest}/24 dev {name} && ip link set {name} mtu {mtu} up", 60)
         for direction, option in (("to the host", ""), ("from the host", "-R"), ("both ways at once", "--bidir")):
             with IperfServer(bind):
                 status, text = console.run(f"iperf3 -c {host} -t {SECONDS} -f m -P {cpus} {option}", 120)
