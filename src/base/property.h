@@ -32,7 +32,8 @@ struct PropertySpec {
   std::uint64_t minimum = 0;
   std::uint64_t maximum = UINT64_MAX;
   std::string_view choices = {};
-  // Accepted for compatibility but without effect: using it gives a warning with this text.
+  // Accepted for compatibility but without effect: a value other than the default gives a warning with this
+  // text.
   std::string_view ignored_because = {};
   // Where not empty, the option may be given several times: its value is all of them with this in between.
   // Strings only.

@@ -20,25 +20,17 @@ constexpr std::string_view kNoPci = "a microVM has no PCI bus; leave it out";
 constexpr std::string_view kPciOnly = "it belongs to devices on PCI";
 
 constexpr auto kDriveCompat = std::to_array<CompatOption>({
-    {.name = "if", .accepted = "none"},
-    {.name = "media", .accepted = "disk"},
-    {.name = "format", .accepted = "raw"},
     {.name = "unit", .refusal = "it belongs to if=pflash, which only a standard machine has"},
-    {.name = "l2-cache-size", .warning = "raw images have no tables to keep in memory"},
-    {.name = "refcount-cache-size", .warning = "raw images have no tables to keep in memory"},
     {.name = "werror", .warning = "errors are always told to the guest"},
     {.name = "rerror", .warning = "errors are always told to the guest"},
 });
 
 constexpr auto kNetdevCompat = std::to_array<CompatOption>({
-    {.name = "script", .accepted = "no"},
-    {.name = "downscript", .accepted = "no"},
     {.name = "dnssearch", .warning = "the host's resolver decides"},
     {.name = "macnat", .warning = "addresses are not translated"},
 });
 
 constexpr auto kChardevCompat = std::to_array<CompatOption>({
-    {.name = "signal", .warning = "the terminal's signal characters go to the guest"},
     {.name = "mux", .accepted = "off|no|false"},
 });
 
@@ -52,7 +44,6 @@ constexpr auto kDeviceCompat = std::to_array<CompatOption>({
     {.name = "disable-modern", .accepted = "off|no|false"},
     {.name = "disable-legacy", .accepted = "on|yes|true"},
     {.name = "share-rw", .warning = "the drive's own lock decides"},
-    {.name = "mq", .warning = "queues= of the -netdev decides"},
 });
 
 // Drivers that only a machine with PCI, USB or a display has.
@@ -177,7 +168,7 @@ void warn_unused(const Owners& ids, std::string_view option, std::string_view us
 
 Result<BackendConfig> make_drive(std::vector<KeyValue> pairs, const DriverTables& tables,
                                  std::string_view what, std::vector<std::string>& warnings) {
-  const DriverInfo* info = find_driver_in(tables.drives, "");
+  const DriverInfo* info = find_driver(tables.drives, "");
   if (info == nullptr) {
     return fail("{}: this build has no drives", what);
   }
@@ -186,6 +177,12 @@ Result<BackendConfig> make_drive(std::vector<KeyValue> pairs, const DriverTables
       return fail(
           "{}: firmware flash (if=pflash) needs a standard machine; a microVM starts -kernel directly", what);
     }
+    if (pair.key == "format" && pair.value != "raw") {
+      return fail(
+          "{}: option 'format': '{}' is not supported, expected raw; convert the image with: qemu-img "
+          "convert -O raw OLD NEW",
+          what, clip(pair.value, 80));
+    }
   }
   return make_backend("", *info, std::move(pairs), kDriveCompat, what, warnings);
 }
@@ -193,7 +190,7 @@ Result<BackendConfig> make_drive(std::vector<KeyValue> pairs, const DriverTables
 Result<BackendConfig> make_netdev(std::string_view kind, std::vector<KeyValue> pairs,
                                   const DriverTables& tables, std::string_view what,
                                   std::vector<std::string>& warnings) {
-  const DriverInfo* info = find_driver_in(tables.netdevs, kind);
+  const DriverInfo* info = find_driver(tables.netdevs, kind);
   if (info == nullptr) {
     return fail("{}: unknown network '{}'{}", what, clip(kind, 80), suggest(kind, names_of(tables.netdevs)));
   }
@@ -217,7 +214,7 @@ Result<BackendConfig> make_netdev(std::string_view kind, std::vector<KeyValue> p
 Result<BackendConfig> make_chardev(std::string_view kind, std::vector<KeyValue> pairs,
                                    const DriverTables& tables, std::string_view what,
                                    std::vector<std::string>& warnings) {
-  const DriverInfo* info = find_driver_in(tables.chardevs, kind);
+  const DriverInfo* info = find_driver(tables.chardevs, kind);
   if (info == nullptr) {
     return fail("{}: unknown character device '{}'{}", what, clip(kind, 80),
                 suggest(kind, names_of(tables.chardevs)));
@@ -228,11 +225,11 @@ Result<BackendConfig> make_chardev(std::string_view kind, std::vector<KeyValue> 
 Result<DeviceConfig> make_device(std::string_view driver, std::vector<KeyValue> pairs,
                                  const DriverTables& tables, std::string_view what,
                                  std::vector<std::string>& warnings) {
-  const DriverInfo* info = find_driver_in(tables.devices, driver);
+  const DriverInfo* info = find_driver(tables.devices, driver);
   if (info == nullptr) {
     if (driver.ends_with("-pci")) {
       const std::string twin = std::string(driver.substr(0, driver.size() - 3)) + "device";
-      if (find_driver_in(tables.devices, twin) != nullptr) {
+      if (find_driver(tables.devices, twin) != nullptr) {
         return fail("{}: '{}' needs a standard machine with PCI; on a microVM use '{}'", what, driver, twin);
       }
     }
@@ -343,7 +340,7 @@ Result<QmpEndpoint> qmp_endpoint_of(const BackendConfig& chardev, std::string_vi
                 chardev.id);
   }
   QmpEndpoint endpoint;
-  endpoint.wait = set.has("wait") ? set.get_bool("wait", true) : !set.get_bool("nowait", false);
+  endpoint.wait = set.get_bool("wait", true);
   if (auto path = set.find_string("path")) {
     endpoint.path = *std::move(path);
     return endpoint;

@@ -8,6 +8,7 @@
 
 #include "control/launch_config.h"
 #include "control/option_text.h"
+#include "machine/device_table.h"
 
 namespace wisp {
 

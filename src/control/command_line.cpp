@@ -110,7 +110,7 @@ std::optional<std::string> answer_help(const OptionSpec& option, const std::stri
     }
   }
   if (name == "drive") {
-    const DriverInfo* info = find_driver_in(tables.drives, "");
+    const DriverInfo* info = find_driver(tables.drives, "");
     return properties_help("-drive id=ID",
                            info != nullptr ? info->properties : std::span<const PropertySpec>{});
   }
@@ -128,7 +128,7 @@ std::optional<std::string> answer_help(const OptionSpec& option, const std::stri
     return std::nullopt;
   }
   if (!whole) {
-    const DriverInfo* info = find_driver_in(drivers, subject);
+    const DriverInfo* info = find_driver(drivers, subject);
     return info != nullptr ? std::optional(properties_help(fmt::format("-{} {},id=ID", name, info->name),
                                                            info->properties))
                            : std::nullopt;

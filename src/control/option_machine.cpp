@@ -537,10 +537,10 @@ Result<void> take_object(CommandLineBuilder& builder, const OptionSpec& option, 
   const std::string what = what_of(option, value);
   WISP_ASSIGN(auto pairs, split_options(value, "qom-type"));
   WISP_ASSIGN(const std::string kind, take_value(pairs, "qom-type", what));
-  const DriverInfo* info = find_driver_in(kOwnObjects, kind);
+  const DriverInfo* info = find_driver(kOwnObjects, kind);
   const bool own = info != nullptr;
   if (!own) {
-    info = find_driver_in(builder.tables.objects, kind);
+    info = find_driver(builder.tables.objects, kind);
   }
   if (info == nullptr) {
     std::vector<std::string_view> known;

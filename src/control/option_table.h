@@ -12,6 +12,7 @@
 #include "base/property.h"
 #include "control/launch_config.h"
 #include "control/option_text.h"
+#include "machine/device_table.h"
 
 namespace wisp {
 

@@ -152,7 +152,8 @@ Result<PropertySet> parse_properties(std::span<const KeyValue> pairs, std::span<
     if (!value) {
       return fail("{}: option '{}': {}", what, spec.name, clip(value.error().message, 200));
     }
-    if (!spec.ignored_because.empty() && !set.has(spec.name)) {
+    // One who asks for what is so anyway loses nothing.
+    if (!spec.ignored_because.empty() && !set.has(spec.name) && setting.text != spec.default_text) {
       warnings.push_back(
           fmt::format("{}: option '{}' is ignored: {}", what, spec.name, spec.ignored_because));
     }

@@ -29,7 +29,7 @@ constexpr auto kBlockdevAddArgs = std::to_array<QmpArgument>({
     {.name = "cache", .type = QmpType::kObject, .help = "object with direct and no-flush"},
     {.name = "aio", .help = "as in -drive"},
     {.name = "discard", .help = "unmap or ignore"},
-    {.name = "detect-zeroes", .help = "off"},
+    {.name = "detect-zeroes", .help = "accepted; zeroes are written as other data is"},
 });
 constexpr auto kNodeArgs =
     std::to_array<QmpArgument>({{.name = "node-name", .required = true, .help = "id of the drive"}});

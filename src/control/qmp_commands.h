@@ -13,6 +13,7 @@
 #include "base/unique_fd.h"
 #include "control/launch_config.h"
 #include "control/qmp_json.h"
+#include "machine/device_table.h"
 #include "machine/machine_control.h"
 
 namespace wisp {

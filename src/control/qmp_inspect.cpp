@@ -187,7 +187,7 @@ QmpReply qmp_qom_list_types(QmpContext& context, const Json& arguments) {
 
 QmpReply qmp_device_list_properties(QmpContext& context, const Json& arguments) {
   const auto& name = arguments["typename"].get_ref<const std::string&>();
-  const DriverInfo* driver = find_driver_in(context.tables.devices, name);
+  const DriverInfo* driver = find_driver(context.tables.devices, name);
   if (driver == nullptr) {
     return std::unexpected(QmpError{.error_class = QmpErrorClass::kDeviceNotFound,
                                     .text = fmt::format("Device '{}' not found", clip(name, 80))});

@@ -38,8 +38,6 @@ constexpr auto kRngRandomProperties = std::to_array<PropertySpec>({
      .maximum = 4095},
 });
 
-}  // namespace
-
 std::span<const DriverInfo> device_drivers() {
   static const auto kTable = std::to_array<DriverInfo>({
       {"virtio-blk-device", "a disk", virtio_blk_properties(), true},
@@ -104,13 +102,14 @@ std::span<const DriverInfo> object_kinds() {
   return kTable;
 }
 
-const DriverInfo* find_driver(std::span<const DriverInfo> table, std::string_view name) {
-  for (const DriverInfo& driver : table) {
-    if (driver.name == name) {
-      return &driver;
-    }
-  }
-  return nullptr;
+}  // namespace
+
+DriverTables driver_tables() {
+  return {.devices = device_drivers(),
+          .drives = drive_kinds(),
+          .netdevs = netdev_kinds(),
+          .chardevs = chardev_kinds(),
+          .objects = object_kinds()};
 }
 
 }  // namespace wisp

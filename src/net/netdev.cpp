@@ -34,9 +34,11 @@ constexpr std::array kTapSpecs{
     PropertySpec{.name = "vhostfds", .help = "descriptors of opened /dev/vhost-net, one per queue pair"},
     PropertySpec{.name = "script",
                  .help = "none is run",
+                 .default_text = "no",
                  .ignored_because = "no script is run: set the interface up beforehand"},
     PropertySpec{.name = "downscript",
                  .help = "none is run",
+                 .default_text = "no",
                  .ignored_because = "no script is run: set the interface up beforehand"},
 };
 constexpr std::array kPasstSpecs{

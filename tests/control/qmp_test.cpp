@@ -417,19 +417,19 @@ TEST(Qmp, HotplugErrors) {
            {"device_add",
             {{"driver", "nope"}, {"id", "x"}},
             "device_add: unknown device 'nope'; known: virtio-blk-device, virtio-net-device, "
-            "virtio-rng-device, "
-            "virtio-balloon-device, vhost-vsock-device, vhost-user-fs-device, virtio-serial-device, "
-            "virtconsole"},
+            "virtio-rng-device, virtio-balloon-device, virtio-vsock-device, vhost-vsock-device, "
+            "vhost-user-fs-device, virtio-serial-device, virtconsole, virtserialport, isa-debug-exit, "
+            "pc-testdev"},
            {"device_add",
             {{"driver", "virtio-blk-pci"}, {"id", "x"}},
             "device_add: 'virtio-blk-pci' needs a standard machine with PCI; on a microVM use "
             "'virtio-blk-device'"},
            {"device_add",
-            {{"driver", "virtio-rng-device"}, {"id", "x"}, {"rng", "r"}},
-            "Device 'virtio-rng-device' can not be hotplugged; give it on the command line"},
+            {{"driver", "virtio-serial-device"}, {"id", "x"}},
+            "Device 'virtio-serial-device' can not be hotplugged; give it on the command line"},
            {"device_add",
             {{"driver", "virtio-blk-device"}, {"id", "x"}},
-            "device_add: option 'drive' is missing (id of a -drive)"},
+            "device_add: option 'drive' is missing (id of the -drive behind it)"},
            {"device_add",
             {{"driver", "virtio-blk-device"}, {"id", "x"}, {"drive", {1}}},
             "Invalid parameter type for 'drive', expected: string, number, boolean, or a list of {\"str\": "
@@ -454,7 +454,8 @@ TEST(Qmp, HotplugErrors) {
            {"blockdev-add", {{"node-name", "d"}, {"driver", "file"}}, "Parameter 'filename' is missing"},
            {"blockdev-add",
             {{"node-name", "d"}, {"driver", "qcow2"}, {"file", nested}},
-            "blockdev-add: option 'format': 'qcow2' is not supported, expected raw"},
+            "blockdev-add: option 'format': 'qcow2' is not supported, expected raw; convert the image with: "
+            "qemu-img convert -O raw OLD NEW"},
            {"blockdev-add",
             {{"node-name", "d"}, {"file", {{"driver", "nbd"}, {"filename", "/d"}}}},
             "Parameter 'file.driver' does not accept value '\"nbd\"', expected file or host_device"},
@@ -472,12 +473,13 @@ TEST(Qmp, HotplugErrors) {
             "Parameter 'cache.direct' is unexpected, expected direct and no-flush as booleans"},
            {"blockdev-add",
             {{"node-name", "d"}, {"file", nested}, {"colour", "red"}},
-            "blockdev-add: unknown option 'colour'; known: file, readonly, direct, aio, "
-            "throttling.iops-total"},
+            "blockdev-add: unknown option 'colour'; known: file, format, readonly, direct, aio, discard, "
+            "detect-zeroes, throttling.iops-total, throttling.iops-total-max, throttling.bps-total, "
+            "throttling.bps-total-max, media, if, l2-cache-size, refcount-cache-size"},
            {"blockdev-del", {{"node-name", "d"}}, "drive 'd' is not there"},
            {"netdev_add",
             {{"id", "n"}, {"type", "slirp"}},
-            "netdev_add: unknown network 'slirp'; known: tap, user, vhost-user"},
+            "netdev_add: unknown network 'slirp'; known: tap, user, passt, stream, dgram, vhost-user"},
            {"chardev-add", {{"id", "c"}, {"backend", {{"type", 5}}}}, "Parameter 'backend.type' is missing"},
            {"chardev-add",
             {{"id", "c"}, {"backend", {{"type", "socket"}, {"data", {{"addr", {{"type", 5}}}}}}}},
@@ -488,6 +490,9 @@ TEST(Qmp, HotplugErrors) {
            {"chardev-add",
             {{"id", "c"}, {"backend", {{"type", "socket"}, {"data", 5}}}},
             "Invalid parameter type for 'backend.data', expected: object"},
+           {"chardev-add",
+            {{"id", "c"}, {"backend", {{"type", "socket"}, {"data", {{"path", "/s"}, {"nowait", false}}}}}},
+            "Parameter 'wait' must be false: a machine that runs cannot be held up for a client"},
            {"device-list-properties", {{"typename", "nope"}}, "Device 'nope' not found"},
            {"query-command-line-options", {{"option", "nope"}}, "invalid option name: nope"},
        }) {
@@ -538,7 +543,7 @@ TEST(Qmp, QueriesHaveQemusFields) {
             Json({{"label", "serial0"}, {"filename", "stdio"}, {"frontend-open", true}}));
   EXPECT_EQ(query("query-commands").size(), qmp_commands().size());
   EXPECT_EQ(query("query-events").size(), qmp_events().size());
-  EXPECT_EQ(query("qom-list-types").size(), test::kDevices.size());
+  EXPECT_EQ(query("qom-list-types").size(), driver_tables().devices.size());
   EXPECT_EQ(
       client.execute("device-list-properties", {{"typename", "virtio-net-device"}})["return"][1]["name"],
       "mac");

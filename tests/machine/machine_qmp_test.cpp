@@ -33,13 +33,8 @@ class MachineQmpTest : public test::MachineKit {
   void connect() {
     const std::string path = dir_.file("qmp.sock");
     const std::vector<QmpEndpoint> endpoints{{.kind = QmpEndpoint::Kind::kUnix, .path = path, .host = {}}};
-    auto server = QmpServer::create({.loop = *loop_, .clock = clock_, .log = log_}, endpoints,
-                                    {.devices = device_drivers(),
-                                     .drives = drive_kinds(),
-                                     .netdevs = netdev_kinds(),
-                                     .chardevs = chardev_kinds(),
-                                     .objects = object_kinds()},
-                                    {});
+    auto server =
+        QmpServer::create({.loop = *loop_, .clock = clock_, .log = log_}, endpoints, driver_tables(), {});
     ASSERT_TRUE(server) << server.error().message;
     server_ = *std::move(server);
     ASSERT_TRUE(server_->attach(machine()));
