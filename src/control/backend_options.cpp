@@ -377,11 +377,6 @@ Result<void> check_references(const MachineConfig& machine, std::vector<std::str
   if (machine.serial) {
     WISP_TRY(use(owners["-chardev"], {"chardev", "-chardev", false}, *machine.serial, "-serial"));
   }
-  for (const BackendConfig& netdev : machine.netdevs) {
-    if (const auto chardev = netdev.properties.find_string("chardev")) {
-      WISP_TRY(use(owners["-chardev"], {"chardev", "-chardev", false}, *chardev, "-netdev " + netdev.id));
-    }
-  }
   for (const DeviceConfig& device : machine.devices) {
     if (!device.id.empty() && !device_ids.emplace(device.id, std::string()).second) {
       return fail("-device: id '{}' is used twice; ids must differ", device.id);

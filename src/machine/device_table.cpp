@@ -79,7 +79,6 @@ std::span<const DriverInfo> netdev_kinds() {
       {"passt", "the same as user", kPasstProperties, true},
       {"stream", "length-prefixed frames over a stream socket", kStreamProperties, true},
       {"dgram", "frames as datagrams over an open socket", kDgramProperties, true},
-      {"vhost-user", "queues served by another process", kVhostUserNetProperties, true},
   });
   return kTable;
 }

@@ -63,14 +63,6 @@ constexpr std::array kStreamSpecs{
 constexpr std::array kDgramSpecs{
     PropertySpec{.name = "fd", .help = "descriptor of a connected datagram socket"},
 };
-constexpr std::array kVhostUserSpecs{
-    PropertySpec{.name = "chardev", .help = "socket chardev that leads to the back end program"},
-    PropertySpec{.name = "queues",
-                 .kind = PropertyKind::kUint,
-                 .help = "queue pairs",
-                 .minimum = 1,
-                 .maximum = kMaxTapQueues},
-};
 
 Result<std::vector<int>> parse_fds(std::string_view option, std::string_view text) {
   std::vector<int> fds;
@@ -153,7 +145,6 @@ constinit const std::span<const PropertySpec> kTapProperties = kTapSpecs;
 constinit const std::span<const PropertySpec> kPasstProperties = kPasstSpecs;
 constinit const std::span<const PropertySpec> kStreamProperties = kStreamSpecs;
 constinit const std::span<const PropertySpec> kDgramProperties = kDgramSpecs;
-constinit const std::span<const PropertySpec> kVhostUserNetProperties = kVhostUserSpecs;
 
 Result<NetdevConfig> parse_netdev(std::string_view kind, std::string id, const PropertySet& properties,
                                   std::vector<int> fds) {
@@ -198,8 +189,6 @@ Result<NetdevConfig> parse_netdev(std::string_view kind, std::string id, const P
                     ? fail("give either path= (a listening Unix socket) or fd= (a connected one)")
                     : fail("give fd= (a connected datagram socket)");
     }
-  } else if (kind == "vhost-user") {
-    checked = fail("vhost-user network back ends are not supported yet: use tap or passt");
   } else {
     checked = fail("kind '{}' is not one of tap, passt, user, stream, dgram", kind);
   }

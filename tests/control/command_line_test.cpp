@@ -427,6 +427,9 @@ TEST(CommandLine, Errors) {
        "range, expected 0 to 1000000"},
       {"-drive file=x,id=a -drive file=y,id=a", "-drive: id 'a' is used twice; ids must differ"},
       {"-netdev tup,id=a", "-netdev 'tup,id=a': unknown network 'tup'; did you mean 'tap'?"},
+      {"-netdev vhost-user,id=a,chardev=c",
+       "-netdev 'vhost-user,id=a,chardev=c': unknown network 'vhost-user'; known: tap, user, passt, stream, "
+       "dgram"},
       {"-netdev tap,id=a,fd=987",
        "-netdev 'tap,id=a,fd=987': file descriptor 987 is not open; the starting "
        "program must hand it over"},

@@ -479,7 +479,7 @@ TEST(Qmp, HotplugErrors) {
            {"blockdev-del", {{"node-name", "d"}}, "drive 'd' is not there"},
            {"netdev_add",
             {{"id", "n"}, {"type", "slirp"}},
-            "netdev_add: unknown network 'slirp'; known: tap, user, passt, stream, dgram, vhost-user"},
+            "netdev_add: unknown network 'slirp'; known: tap, user, passt, stream, dgram"},
            {"chardev-add", {{"id", "c"}, {"backend", {{"type", 5}}}}, "Parameter 'backend.type' is missing"},
            {"chardev-add",
             {{"id", "c"}, {"backend", {{"type", "socket"}, {"data", {{"addr", {{"type", 5}}}}}}}},
