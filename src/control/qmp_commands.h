@@ -117,6 +117,9 @@ struct QmpEventInfo {
 [[nodiscard]] QmpReply qmp_qom_list_types(QmpContext&, const Json&);
 [[nodiscard]] QmpReply qmp_device_list_properties(QmpContext&, const Json&);
 [[nodiscard]] QmpReply qmp_human_monitor_command(QmpContext&, const Json&);
+// qmp_ringbuf.cpp
+[[nodiscard]] QmpReply qmp_ringbuf_write(QmpContext&, const Json&);
+[[nodiscard]] QmpReply qmp_ringbuf_read(QmpContext&, const Json&);
 // qmp_change.cpp
 [[nodiscard]] QmpReply qmp_capabilities(QmpContext&, const Json&);
 [[nodiscard]] QmpReply qmp_stop(QmpContext&, const Json&);

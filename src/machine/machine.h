@@ -91,6 +91,8 @@ class Machine final : public MachineControl, private VcpuEvents {
   [[nodiscard]] Result<void> remove_netdev(const std::string& id) override;
   [[nodiscard]] Result<void> add_chardev(const BackendConfig& chardev) override;
   [[nodiscard]] Result<void> remove_chardev(const std::string& id) override;
+  [[nodiscard]] Result<std::string> read_ring(const std::string& id, std::size_t most) override;
+  [[nodiscard]] Result<void> write_ring(const std::string& id, std::string_view bytes) override;
   [[nodiscard]] Result<void> add_device(const DeviceConfig& device) override;
   [[nodiscard]] Result<void> remove_device(const std::string& id) override;
 

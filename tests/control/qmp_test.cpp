@@ -500,6 +500,47 @@ TEST(Qmp, HotplugErrors) {
   }
 }
 
+TEST(Qmp, RingsAreReadAndWritten) {
+  QmpBench bench;
+  QmpClient client = bench.client();
+  const auto write = [&](const Json& data, const char* format) {
+    return client.execute("ringbuf-write", {{"device", "log0"}, {"data", data}, {"format", format}});
+  };
+  const auto read = [&](std::uint64_t size, const char* format) {
+    return client.execute("ringbuf-read", {{"device", "log0"}, {"size", size}, {"format", format}})["return"];
+  };
+  for (const auto& [bytes, base64] :
+       std::vector<std::pair<std::string, std::string>>{{"", ""},
+                                                        {"f", "Zg=="},
+                                                        {"fo", "Zm8="},
+                                                        {"foo", "Zm9v"},
+                                                        {"foob", "Zm9vYg=="},
+                                                        {"fooba", "Zm9vYmE="},
+                                                        {"foobar", "Zm9vYmFy"}}) {
+    EXPECT_EQ(write(bytes, "utf8"), Json({{"return", Json::object()}}));
+    EXPECT_EQ(read(100, "base64"), base64);
+    EXPECT_EQ(write(base64, "base64"), Json({{"return", Json::object()}}));
+    EXPECT_EQ(read(100, "utf8"), bytes);
+  }
+  write("/+8A", "base64");
+  EXPECT_EQ(read(1, "utf8"), "\xef\xbf\xbd") << "a byte that is no UTF-8";
+  EXPECT_EQ(read(UINT64_MAX, "base64"), "7wA=");
+  EXPECT_EQ(client.execute("ringbuf-write", {{"device", "log0"}, {"data", "gr\xc3\xbc\xc3\x9f"}}),
+            Json({{"return", Json::object()}}));
+  EXPECT_EQ(client.execute("ringbuf-read", {{"device", "log0"}, {"size", 4}})["return"], "gr\xc3\xbc");
+  for (const char* bad : {"Zg", "Zg=", "Z===", "====", "Z@==", "Zg==Zg=="}) {
+    EXPECT_EQ(error_of(write(bad, "base64")), "Parameter 'data' is not base64") << bad;
+  }
+  EXPECT_EQ(error_of(write("a", "hex")),
+            "Parameter 'format' does not accept that value, expected utf8 or base64");
+  for (const int size : {0, -1}) {
+    EXPECT_EQ(error_of(client.execute("ringbuf-read", {{"device", "log0"}, {"size", size}})),
+              "Parameter 'size' must be greater than zero");
+  }
+  EXPECT_EQ(error_of(client.execute("ringbuf-read", {{"device", "x"}, {"size", 1}})),
+            "there is no chardev with id 'x'");
+}
+
 TEST(Qmp, QueriesHaveQemusFields) {
   QmpBench bench("550e8400-e29b-41d4-a716-446655440000");
   QmpClient client = bench.client();

@@ -307,5 +307,26 @@ TEST_F(MachineQmpTest, PortForwardsAreAListOfStrings) {
               HasSubstr("option 'mtu' is given twice"));
 }
 
+TEST_F(MachineQmpTest, WhatTheGuestWritesToARingIsReadByQmp) {
+  config_.chardevs = {{.kind = "ringbuf", .id = "ring", .properties = {}, .fds = {}},
+                      {.kind = "null", .id = "none", .properties = {}, .fds = {}}};
+  config_.serial = "ring";
+  ASSERT_NO_FATAL_FAILURE(create_and_start());
+  ASSERT_NO_FATAL_FAILURE(connect());
+  for (const char c : std::string("hello")) {
+    vcpu().script(FakeExit::port_write(0x3f8, {static_cast<std::uint8_t>(c)}));
+  }
+  std::string text;
+  EXPECT_TRUE(run_until([&] {
+    text += execute("ringbuf-read", {{"device", "ring"}, {"size", 2}})["return"].get<std::string>();
+    return text == "hello";
+  })) << text;
+  EXPECT_EQ(execute("ringbuf-write", {{"device", "ring"}, {"data", "and more"}}),
+            Json({{"return", Json::object()}}));
+  EXPECT_EQ(execute("ringbuf-read", {{"device", "ring"}, {"size", 100}}), Json({{"return", "and more"}}));
+  EXPECT_EQ(error("ringbuf-read", {{"device", "none"}, {"size", 1}}), "chardev none is not of kind ringbuf");
+  EXPECT_EQ(error("ringbuf-write", {{"device", "nope"}, {"data", ""}}), "there is no chardev with id 'nope'");
+}
+
 }  // namespace
 }  // namespace wisp
