@@ -22,7 +22,7 @@ struct PowerCallbacks {
 
 class PowerDevice final : public Device {
  public:
-  // `irq` is the line of kPowerGsi.
+  // `irq` is the line of the Generic Event Device (power_registers.h).
   PowerDevice(std::unique_ptr<IrqLine> irq, PowerCallbacks callbacks);
 
   void press_power_button() { raise(kPowerEventPowerButton); }

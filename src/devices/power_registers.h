@@ -9,13 +9,11 @@
 
 namespace wisp {
 
-// The region is 16 ports; its place is the machine's choice, this one by default.
-inline constexpr std::uint16_t kPowerPortBase = 0x600;
 inline constexpr std::uint16_t kPowerPortCount = 16;
-// The interrupt of the Generic Event Device: level-triggered, active high, high as long as an event is
-// pending.
-inline constexpr std::uint32_t kPowerGsi = 9;
 
+// The interrupt of the Generic Event Device is level-triggered, active high, and high as long as an event is
+// pending.
+//
 // 32 bits, read only: the pending events, one bit each. Reading takes them: they are 0 afterwards and the
 // interrupt goes low. A read of 1 or 2 bytes takes what it shows. The _EVT method reads it once, as a DWord,
 // and notifies the objects whose bits were set.

@@ -18,9 +18,7 @@
 
 namespace wisp {
 
-inline constexpr std::uint16_t kRtcPortBase = 0x70;
 inline constexpr std::uint16_t kRtcPortCount = 2;
-inline constexpr std::uint32_t kRtcGsi = 8;  // edge-triggered
 // Where the century is, for the FADT (BCD or binary as the rest).
 inline constexpr std::uint8_t kRtcCenturyIndex = 0x32;
 

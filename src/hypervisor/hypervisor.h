@@ -60,6 +60,9 @@ struct CpuTopology {
   std::uint32_t threads = 1;
 };
 
+// The pins of the I/O APIC are GSI 0 to 23; the first 16 are also those of the PICs.
+inline constexpr std::uint32_t kIoApicPins = 24;
+
 struct VmOptions {
   std::uint32_t max_vcpus = 1;
   CpuTopology topology = {};
@@ -80,8 +83,7 @@ class Vm {
   [[nodiscard]] virtual AddressSpaceListener& memory_listener() = 0;
   [[nodiscard]] virtual AddressSpaceListener& port_listener() = 0;
 
-  // GSI 0-23 are the pins of the I/O APIC at 0xfec00000 (0-15 also of the PIC). Lines must not outlive the
-  // VM.
+  // A pin of the I/O APIC at 0xfec00000, below kIoApicPins. Lines must not outlive the VM.
   [[nodiscard]] virtual Result<std::unique_ptr<IrqLine>> irq_line(std::uint32_t gsi) = 0;
   // A line that sends a message; set_level does nothing.
   [[nodiscard]] virtual Result<std::unique_ptr<IrqLine>> msi_line(const MsiMessage& message) = 0;

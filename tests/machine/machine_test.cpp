@@ -11,10 +11,10 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr std::uint16_t kSleepPort = kPowerPortBase + kPowerSleepControl;
+constexpr std::uint16_t kSleepPort = layout::kPowerPort + kPowerSleepControl;
 constexpr std::uint8_t kSleepS5 = 0x20 | kPowerSleepTypeS5 << 2;
-constexpr std::uint16_t kResetPort = kPowerPortBase + kPowerReset;
-constexpr std::uint16_t kEventPort = kPowerPortBase + kPowerEventSelector;
+constexpr std::uint16_t kResetPort = layout::kPowerPort + kPowerReset;
+constexpr std::uint16_t kEventPort = layout::kPowerPort + kPowerEventSelector;
 
 class MachineTest : public test::MachineKit {
  protected:
