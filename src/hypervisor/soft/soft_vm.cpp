@@ -71,17 +71,19 @@ SoftVm::SoftVm(const SoftOptions& soft, const VmOptions& options)
       virtual_clock_(soft.execution.virtual_clock ? std::make_unique<VirtualClock>() : nullptr),
       clock_(virtual_clock_ ? static_cast<const SoftClock&>(*virtual_clock_) : *host_clock_),
       tsc_offset_(-clock_.tsc()),
-      notes_(soft.note) {}
+      note_(soft.note),
+      notes_(note_) {}
 
 SoftVm::~SoftVm() {
-  if (virtual_clock_ && vcpus_.size() == 1) {
+  // Past `notes_`, which a guest can fill.
+  if (note_ && virtual_clock_ && vcpus_.size() == 1) {
     const std::uint64_t retired = vcpus_.front()->retired();
-    notes_.add(fmt::format("virtual clock: {} instructions, {:.6f} s", retired,
-                           static_cast<double>(vcpus_.front()->virtual_ns()) / 1e9));
+    note_(fmt::format("virtual clock: {} instructions, {:.6f} s", retired,
+                      static_cast<double>(vcpus_.front()->virtual_ns()) / 1e9));
   }
-  if (code_ && code_->options().statistics) {
+  if (note_ && code_ && code_->options().statistics) {
     for (const auto& vcpu : vcpus_) {
-      notes_.add(fmt::format("vCPU {}: {}", vcpu->id(), vcpu->describe_work()));
+      note_(fmt::format("vCPU {}: {}", vcpu->id(), vcpu->describe_work()));
     }
   }
   if (service_) {
