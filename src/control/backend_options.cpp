@@ -123,7 +123,6 @@ constexpr auto kReferences = std::to_array<Reference>({
     {"netdev", "-netdev", false},
     {"chardev", "-chardev", false},
     {"rng", "-object", true},
-    {"memdev", "-object", false},
     {"iothread", "-object iothread", true},
     {"rx-iothread", "-object iothread", true},
     {"tx-iothread", "-object iothread", true},

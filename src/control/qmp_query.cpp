@@ -76,10 +76,8 @@ std::string_view run_state_name(RunState state) {
       return "paused";
     case RunState::kShutdown:
       return "shutdown";
-    case RunState::kInternalError:
-      return "internal-error";
   }
-  return "internal-error";
+  return {};
 }
 
 // One without an id of its user's has "DRIVER#NUMBER".

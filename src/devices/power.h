@@ -26,7 +26,6 @@ class PowerDevice final : public Device {
   PowerDevice(std::unique_ptr<IrqLine> irq, PowerCallbacks callbacks);
 
   void press_power_button() { raise(kPowerEventPowerButton); }
-  void press_sleep_button() { raise(kPowerEventSleepButton); }
   // Makes events (kPowerEvent...) pending; they stay so until the guest reads them. From any thread.
   void raise(std::uint32_t events);
 

@@ -31,9 +31,6 @@ class Rtc final : public Device {
   Rtc& operator=(const Rtc&) = delete;
   ~Rtc() override;
 
-  // A byte of the battery-backed memory, index 0x0e to 0x7f but for the century.
-  void set_nvram(std::uint8_t index, std::uint8_t value);
-
   [[nodiscard]] std::string_view name() const override { return "rtc"; }
   void io_read(std::uint64_t offset, std::span<std::uint8_t> data) override;
   void io_write(std::uint64_t offset, std::span<const std::uint8_t> data) override;

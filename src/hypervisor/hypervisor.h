@@ -1,5 +1,7 @@
 // The seam under every machine: an engine makes VMs, a VM has memory slots, interrupt lines and vCPUs, a vCPU
 // runs until an Exit. Engines: kvm (hypervisor/kvm), soft (hypervisor/soft), fake (tests/support).
+// Nothing takes snapshots yet: the dirty log, message lines and the saved state of a vCPU have no user but
+// the tests, and the saved state of the platform only the reset.
 #pragma once
 
 #include <cstdint>

@@ -14,7 +14,7 @@
 
 namespace wisp {
 
-enum class RunState : std::uint8_t { kCreated, kRunning, kPaused, kShutdown, kInternalError };
+enum class RunState : std::uint8_t { kCreated, kRunning, kPaused, kShutdown };
 
 enum class ShutdownReason : std::uint8_t {
   kGuestShutdown,  // the guest powered off

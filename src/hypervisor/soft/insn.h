@@ -193,7 +193,7 @@ static_assert(adjacent(Op::kNop, Op::kLea) && adjacent(Op::kLea, Op::kPush) &&
               adjacent(Op::kSetXcr, Op::kXsave) && adjacent(Op::kFpuWait, Op::kRandom) &&
               adjacent(Op::kSerialize, Op::kGather));
 
-enum class OperandClass : std::uint8_t { kNone, kGpr, kVector, kMmx, kSegment, kControl, kFpuStack };
+enum class OperandClass : std::uint8_t { kNone, kGpr, kVector, kMmx, kControl, kFpuStack };
 
 // Bits of what an operand is to the instruction.
 inline constexpr std::uint8_t kReads = 1;

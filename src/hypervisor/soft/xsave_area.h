@@ -12,8 +12,8 @@ namespace xsave {
 // Bits of XCR0, XSTATE_BV and the like.
 inline constexpr std::uint64_t kX87 = 1, kSse = 2, kAvx = 4;
 
-inline constexpr std::uint32_t kControl = 0, kStatus = 2, kTag = 4, kOpcode = 6, kPointers = 8, kMxcsr = 24,
-                               kMxcsrMask = 28, kStack = 32, kXmm = 160, kHeader = 512, kYmm = 576;
+inline constexpr std::uint32_t kControl = 0, kStatus = 2, kTag = 4, kOpcode = 6, kMxcsr = 24, kMxcsrMask = 28,
+                               kStack = 32, kXmm = 160, kHeader = 512, kYmm = 576;
 inline constexpr std::uint32_t kStackEnd = 160;
 inline constexpr std::uint32_t kXmmEnd = 416;  // with 16 registers
 inline constexpr std::uint32_t kHeaderSize = 64;
