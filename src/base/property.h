@@ -64,8 +64,8 @@ class PropertySet final {
 
 // Numbers as users write them; the whole text must be used up.
 [[nodiscard]] std::optional<std::uint64_t> parse_uint(std::string_view text);
-// "64", "64k", "512M", "2G", "1T" (upper or lower case, an optional "iB" or "B" behind). Without a letter:
-// times `default_unit`.
+// Bytes: "64", "64k", "512M", "2G", "1T", in upper or lower case, with "iB" or "B" behind or not. A number
+// without a letter counts in units of `default_unit` bytes.
 [[nodiscard]] std::optional<std::uint64_t> parse_size(std::string_view text, std::uint64_t default_unit = 1);
 [[nodiscard]] std::optional<bool> parse_bool(std::string_view text);
 

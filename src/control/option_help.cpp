@@ -272,6 +272,11 @@ std::string drivers_markdown(const DriverTables& tables) {
       markdown_properties(out, driver.properties);
     }
   }
+  out +=
+      "\n## In every machine\n\n"
+      "A serial port (`-serial`), a clock, a keyboard controller that only resets, ACPI power control, and a "
+      "boot timer: each byte that the guest writes to port 0x5f0 is logged with the time since the program's "
+      "start. By convention 1 says that the kernel has started and 2 that init has.\n";
   return out;
 }
 

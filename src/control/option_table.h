@@ -130,7 +130,8 @@ struct OptionSpec {
 [[nodiscard]] std::span<const PropertySpec> mon_properties();
 [[nodiscard]] std::span<const DriverInfo> own_object_kinds();  // memory-backend-*, iothread
 
-// The machine's parts that -machine, -smp and -m give, once all options are read.
+// Once all options are read: what -machine and -accel say together, and the memory that -m, -mem-path, -numa
+// and the memory backends give.
 [[nodiscard]] Result<void> finish_machine(CommandLineBuilder& builder);
 [[nodiscard]] Result<void> finish_memory(CommandLineBuilder& builder);
 

@@ -173,7 +173,8 @@ constexpr auto kCommands = std::to_array<QmpCommand>({
     {.name = "device_add",
      .help =
          "Plugs a device in. Its options are those of -device; numbers and switches may be JSON numbers and "
-         "booleans.",
+         "booleans. StratoVirt's form is taken too: virtio-blk-mmio and virtio-net-mmio with addr, where the "
+         "drive or network has the device's id if none is named; such a drive goes with its device.",
      .handler = qmp_device_add,
      .arguments = kDeviceAddArgs,
      .open_arguments = true,

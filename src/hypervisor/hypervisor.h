@@ -31,7 +31,7 @@ struct MsiMessage {
 class Vcpu {
  public:
   virtual ~Vcpu() = default;
-  // APIC id and index.
+  // The index: create_vcpu()'s `id`, from which apic_id_of() has the APIC id.
   [[nodiscard]] virtual std::uint32_t id() const = 0;
 
   // Enters the guest until there is something for the caller to do. Called by one thread only, the same each
