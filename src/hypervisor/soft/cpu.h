@@ -9,6 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "hypervisor/xsave_layout.h"
+
 namespace wisp::soft {
 
 enum Gpr : std::uint8_t {
@@ -171,7 +173,8 @@ struct JumpBank {
   std::array<std::uint64_t, kJumpEntries> code;  // host address of its translation
 };
 
-inline constexpr std::size_t kXsaveSize = 576 + 256;  // standard format: legacy, header, upper halves of YMM
+// Legacy part, header, upper halves of YMM.
+inline constexpr std::size_t kXsaveSize = xsave::kYmm + xsave::kYmmSize;
 
 inline constexpr std::uint64_t kBudget = 1ULL << 63;
 // How many times PAUSE does nothing before it is told (Environment::pause()): far less than for what the host

@@ -92,26 +92,7 @@ SoftVm::~SoftVm() {
 }
 
 Result<std::unique_ptr<SoftVm>> SoftVm::create(const SoftOptions& soft, const VmOptions& options) {
-  const CpuTopology& topology = options.topology;
-  const std::uint64_t places =
-      std::uint64_t{topology.sockets} * topology.dies * topology.clusters * topology.cores * topology.threads;
-  if (places == 0 || places > UINT16_MAX) {
-    return fail(
-        "CPU topology of {} sockets, {} dies, {} clusters, {} cores, {} threads: each must be at least 1, "
-        "and their product at most {}",
-        topology.sockets, topology.dies, topology.clusters, topology.cores, topology.threads, UINT16_MAX);
-  }
-  if (options.max_vcpus == 0 || options.max_vcpus > SoftHypervisor::kMaxVcpus) {
-    return fail("{} vCPUs: the software CPU takes 1 to {}", options.max_vcpus, SoftHypervisor::kMaxVcpus);
-  }
-  if (const std::uint32_t last = apic_id_of(topology, options.max_vcpus - 1);
-      last >= SoftHypervisor::kMaxVcpus) {
-    return fail(
-        "{} vCPUs: with this CPU topology the last has APIC id {}, and the highest possible is {}; use "
-        "counts "
-        "that are powers of two",
-        options.max_vcpus, last, SoftHypervisor::kMaxVcpus - 1);
-  }
+  WISP_TRY(check_topology(options, SoftHypervisor::kMaxVcpus, SoftHypervisor::kMaxVcpus, "the software CPU"));
   if (soft.execution.virtual_clock && options.max_vcpus != 1) {
     return fail("-accel soft,clock=virtual counts the instructions of one vCPU, and there are {}; use -smp 1",
                 options.max_vcpus);
