@@ -2,6 +2,7 @@
 // line and QMP parse against it, help prints it.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -9,6 +10,7 @@
 #include <string>
 #include <string_view>
 #include <variant>
+#include <vector>
 
 #include "base/error.h"
 
@@ -68,5 +70,11 @@ class PropertySet final {
 // without a letter counts in units of `default_unit` bytes.
 [[nodiscard]] std::optional<std::uint64_t> parse_size(std::string_view text, std::uint64_t default_unit = 1);
 [[nodiscard]] std::optional<bool> parse_bool(std::string_view text);
+// "52:54:00:12:34:56".
+[[nodiscard]] std::optional<std::array<std::uint8_t, 6>> parse_mac_bytes(std::string_view text);
+// Descriptor numbers as fd= and fds= take them: "4", "4:5". At most 64, none twice.
+[[nodiscard]] Result<std::vector<int>> parse_fds(std::string_view text);
+// Whether `text` is one of the words in "a|b|c".
+[[nodiscard]] bool is_choice(std::string_view choices, std::string_view text);
 
 }  // namespace wisp

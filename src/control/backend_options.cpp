@@ -14,8 +14,6 @@
 namespace wisp {
 namespace {
 
-constexpr std::size_t kMaxFds = 64;
-
 constexpr std::string_view kNoPci = "a microVM has no PCI bus; leave it out";
 constexpr std::string_view kPciOnly = "it belongs to devices on PCI";
 
@@ -64,6 +62,20 @@ std::vector<std::string_view> names_of(std::span<const DriverInfo> table) {
     names.push_back(driver.name);
   }
   return names;
+}
+
+// The descriptors that fd= or fds= names, which must be open.
+Result<std::vector<int>> open_fds(std::string_view text, std::string_view what) {
+  auto fds = parse_fds(text);
+  if (!fds) {
+    return fail("{}: {}", what, fds.error().message);
+  }
+  for (const int fd : *fds) {
+    if (::fcntl(fd, F_GETFD) < 0) {
+      return fail("{}: file descriptor {} is not open; the starting program must hand it over", what, fd);
+    }
+  }
+  return fds;
 }
 
 // Takes and checks the id; required.
@@ -205,7 +217,7 @@ Result<BackendConfig> make_netdev(std::string_view kind, std::vector<KeyValue> p
   WISP_ASSIGN(BackendConfig netdev,
               make_backend(kind, *info, std::move(pairs), kNetdevCompat, what, warnings));
   if (!fds.empty()) {
-    WISP_ASSIGN(netdev.fds, parse_fds(fds, what));
+    WISP_ASSIGN(netdev.fds, open_fds(fds, what));
   }
   return netdev;
 }
@@ -245,33 +257,6 @@ Result<DeviceConfig> make_device(std::string_view driver, std::vector<KeyValue> 
   }
   WISP_ASSIGN(device.properties, parse_properties(pairs, info->properties, kDeviceCompat, what, warnings));
   return device;
-}
-
-Result<std::vector<int>> parse_fds(std::string_view text, std::string_view what) {
-  std::vector<int> fds;
-  const std::string_view whole = text;
-  while (true) {
-    const std::size_t colon = text.find(':');
-    const auto number = parse_uint(text.substr(0, colon));
-    const auto fd = number ? checked_cast<int>(*number) : std::nullopt;
-    if (!fd) {
-      return fail("{}: '{}' is not a list of file descriptors such as 4 or 4:5", what, clip(whole, 80));
-    }
-    if (::fcntl(*fd, F_GETFD) < 0) {
-      return fail("{}: file descriptor {} is not open; the starting program must hand it over", what, *fd);
-    }
-    if (std::ranges::find(fds, *fd) != fds.end()) {
-      return fail("{}: file descriptor {} is given twice", what, *fd);
-    }
-    if (fds.size() == kMaxFds) {
-      return fail("{}: more than {} file descriptors", what, kMaxFds);
-    }
-    fds.push_back(*fd);
-    if (colon == std::string_view::npos) {
-      return fds;
-    }
-    text = text.substr(colon + 1);
-  }
 }
 
 Result<QmpEndpoint> parse_qmp_endpoint(std::string_view text, std::string_view what) {

@@ -26,9 +26,6 @@ namespace wisp {
                                                const DriverTables& tables, std::string_view what,
                                                std::vector<std::string>& warnings);
 
-// The descriptors that fd= and fds= ("4:5") name, which must be open.
-[[nodiscard]] Result<std::vector<int>> parse_fds(std::string_view text, std::string_view what);
-
 // "unix:PATH,server,nowait" or "tcp:HOST:PORT,server,nowait".
 [[nodiscard]] Result<QmpEndpoint> parse_qmp_endpoint(std::string_view text, std::string_view what);
 // A socket chardev as an endpoint.

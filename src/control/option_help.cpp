@@ -112,31 +112,6 @@ void markdown_properties(std::string& out, std::span<const PropertySpec> propert
   out += '\n';
 }
 
-std::span<const PropertySpec> fixed_properties(std::string_view option) {
-  if (option == "machine") {
-    return machine_properties();
-  }
-  if (option == "accel") {
-    return accel_properties();
-  }
-  if (option == "smp") {
-    return smp_properties();
-  }
-  if (option == "cpu") {
-    return cpu_properties();
-  }
-  if (option == "m") {
-    return memory_properties();
-  }
-  if (option == "numa") {
-    return numa_properties();
-  }
-  if (option == "mon") {
-    return mon_properties();
-  }
-  return {};
-}
-
 std::string synopsis(const OptionSpec& option) {
   return option.argument.empty() ? fmt::format("-{}", option.name)
                                  : fmt::format("-{} {}", option.name, option.argument);

@@ -119,14 +119,8 @@ struct OptionSpec {
 [[nodiscard]] Result<void> take_qmp(CommandLineBuilder&, const OptionSpec&, const std::string& value);
 [[nodiscard]] Result<void> take_mon(CommandLineBuilder&, const OptionSpec&, const std::string& value);
 
-// Option sets with a fixed table.
-[[nodiscard]] std::span<const PropertySpec> machine_properties();
-[[nodiscard]] std::span<const PropertySpec> accel_properties();
-[[nodiscard]] std::span<const PropertySpec> name_properties();
-[[nodiscard]] std::span<const PropertySpec> smp_properties();
-[[nodiscard]] std::span<const PropertySpec> cpu_properties();
-[[nodiscard]] std::span<const PropertySpec> memory_properties();
-[[nodiscard]] std::span<const PropertySpec> numa_properties();
+// What can stand in the value of an option that has one table for it (-machine, -smp); empty for others.
+[[nodiscard]] std::span<const PropertySpec> fixed_properties(std::string_view option);
 [[nodiscard]] std::span<const PropertySpec> mon_properties();
 [[nodiscard]] std::span<const DriverInfo> own_object_kinds();  // memory-backend-*, iothread
 

@@ -10,8 +10,6 @@
 namespace wisp {
 namespace {
 
-constexpr int kMaxVcpus = 254;
-
 std::string vcpu_path(std::uint32_t index) {
   return fmt::format("/machine/unattached/device[{}]", index);
 }

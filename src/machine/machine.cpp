@@ -8,7 +8,6 @@
 namespace wisp {
 namespace {
 
-constexpr std::size_t kMaxIothreads = 8;
 // No device's id: that has no '#'.
 constexpr const char* kSerialUser = "serial#0";
 

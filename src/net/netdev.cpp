@@ -7,7 +7,6 @@
 #include <cerrno>
 #include <utility>
 
-#include "base/checked.h"
 #include "net/dgram_backend.h"
 #include "net/stream_net_backend.h"
 #include "net/tap.h"
@@ -64,24 +63,10 @@ constexpr std::array kDgramSpecs{
     PropertySpec{.name = "fd", .help = "descriptor of a connected datagram socket"},
 };
 
-Result<std::vector<int>> parse_fds(std::string_view option, std::string_view text) {
-  std::vector<int> fds;
-  while (true) {
-    const std::size_t colon = text.find(':');
-    const auto number = parse_uint(text.substr(0, colon));
-    const auto fd = number ? checked_cast<int>(*number) : std::nullopt;
-    if (!fd) {
-      return fail("{}={} is not a descriptor number, or several with ':' between them", option, text);
-    }
-    if (std::ranges::find(fds, *fd) != fds.end()) {
-      return fail("{} names descriptor {} twice", option, *fd);
-    }
-    fds.push_back(*fd);
-    if (colon == std::string_view::npos) {
-      return fds;
-    }
-    text.remove_prefix(colon + 1);
-  }
+// The descriptors that `text`, the value of `option`, names.
+Result<std::vector<int>> fds_in(std::string_view option, std::string_view text) {
+  auto fds = parse_fds(text);
+  return fds ? std::move(fds) : fail("option '{}': {}", option, fds.error().message);
 }
 
 // The descriptors of the option `one` or `many`.
@@ -90,7 +75,7 @@ Result<std::vector<int>> fds_of(const PropertySet& properties, std::string_view 
     return fail("{}= and {}= cannot both be given", one, many);
   }
   if (const auto text = properties.find_string(one)) {
-    WISP_ASSIGN(auto fds, parse_fds(one, *text));
+    WISP_ASSIGN(auto fds, fds_in(one, *text));
     if (fds.size() != 1) {
       return fail("{}={} has more than one descriptor{}", one, *text,
                   many.empty() ? "" : fmt::format(" (use {}=)", many));
@@ -98,7 +83,7 @@ Result<std::vector<int>> fds_of(const PropertySet& properties, std::string_view 
     return fds;
   }
   const auto text = many.empty() ? std::nullopt : properties.find_string(many);
-  return text ? parse_fds(many, *text) : std::vector<int>{};
+  return text ? fds_in(many, *text) : std::vector<int>{};
 }
 
 Result<void> parse_tap(NetdevConfig& config, const PropertySet& properties) {
