@@ -13,8 +13,8 @@
 
 namespace wisp {
 
-inline constexpr std::uint32_t kMaxVcpus =
-    254;  // APIC ids of 8 bits, and the I/O APIC has one in the MP table
+// APIC ids have 8 bits, all ones is broadcast, and the I/O APIC has one in the MP table.
+inline constexpr std::uint32_t kMaxVcpus = 254;
 inline constexpr std::size_t kMaxIothreads = 8;
 
 enum class Accel : std::uint8_t { kAuto, kKvm, kSoft };
