@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "control/command_line.h"
-#include "control/test_tables.h"
+#include "machine/device_table.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   using namespace wisp;
@@ -17,7 +17,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       words.back() += static_cast<char>(data[i]);
     }
   }
-  const auto parsed = parse_command_line(words, test::tables());
+  const auto parsed = parse_command_line(words, driver_tables());
   if (!parsed) {
     WISP_ASSERT(!parsed.error().message.empty());
     WISP_ASSERT(!parsed.error().message.contains('\n'));

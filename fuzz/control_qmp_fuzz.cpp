@@ -7,7 +7,7 @@
 #include "control/fake_machine.h"
 #include "control/qmp_commands.h"
 #include "control/qmp_json.h"
-#include "control/test_tables.h"
+#include "machine/device_table.h"
 
 namespace {
 
@@ -15,7 +15,7 @@ using namespace wisp;
 
 std::string answers(std::string_view bytes, std::size_t piece) {
   test::FakeMachine machine;
-  const DriverTables tables = test::tables();
+  const DriverTables tables = driver_tables();
   const std::string uuid;
   QmpFds fds;
   std::set<std::string> drives;

@@ -1,5 +1,6 @@
 #include "base/property.h"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <system_error>
@@ -8,31 +9,6 @@
 
 namespace wisp {
 namespace {
-
-bool is_mac(std::string_view text) {
-  if (text.size() != 17) {
-    return false;
-  }
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    const bool separator = i % 3 == 2;
-    const bool hex = std::string_view("0123456789abcdefABCDEF").contains(text[i]);
-    if (separator ? text[i] != ':' : !hex) {
-      return false;
-    }
-  }
-  return true;
-}
-
-bool is_choice(std::string_view choices, std::string_view text) {
-  while (!choices.empty()) {
-    const std::size_t bar = choices.find('|');
-    if (choices.substr(0, bar) == text) {
-      return true;
-    }
-    choices = bar == std::string_view::npos ? std::string_view{} : choices.substr(bar + 1);
-  }
-  return false;
-}
 
 Result<PropertyValue> within(const PropertySpec& spec, std::string_view text,
                              std::optional<std::uint64_t> number, std::string_view what) {
@@ -130,6 +106,56 @@ std::optional<bool> parse_bool(std::string_view text) {
   return std::nullopt;
 }
 
+std::optional<std::array<std::uint8_t, 6>> parse_mac_bytes(std::string_view text) {
+  std::array<std::uint8_t, 6> bytes{};
+  if (text.size() != bytes.size() * 3 - 1) {
+    return std::nullopt;
+  }
+  for (std::size_t i = 0; i < bytes.size(); ++i) {
+    const std::string_view digits = text.substr(i * 3, 2);
+    const auto [end, error] = std::from_chars(digits.data(), digits.data() + 2, bytes[i], 16);
+    if (error != std::errc{} || end != digits.data() + 2 || (i != 0 && text[i * 3 - 1] != ':')) {
+      return std::nullopt;
+    }
+  }
+  return bytes;
+}
+
+Result<std::vector<int>> parse_fds(std::string_view text) {
+  constexpr std::size_t kMost = 64;
+  std::vector<int> fds;
+  for (std::string_view rest = text;;) {
+    const std::size_t colon = rest.find(':');
+    const auto number = parse_uint(rest.substr(0, colon));
+    const auto fd = number ? checked_cast<int>(*number) : std::nullopt;
+    if (!fd) {
+      return fail("'{}' is not a list of file descriptors such as 4 or 4:5", text.substr(0, 80));
+    }
+    if (std::ranges::find(fds, *fd) != fds.end()) {
+      return fail("file descriptor {} is given twice", *fd);
+    }
+    if (fds.size() == kMost) {
+      return fail("more than {} file descriptors", kMost);
+    }
+    fds.push_back(*fd);
+    if (colon == std::string_view::npos) {
+      return fds;
+    }
+    rest.remove_prefix(colon + 1);
+  }
+}
+
+bool is_choice(std::string_view choices, std::string_view text) {
+  while (!choices.empty()) {
+    const std::size_t bar = choices.find('|');
+    if (choices.substr(0, bar) == text) {
+      return true;
+    }
+    choices = bar == std::string_view::npos ? std::string_view{} : choices.substr(bar + 1);
+  }
+  return false;
+}
+
 Result<PropertyValue> parse_property(const PropertySpec& spec, std::string_view text) {
   switch (spec.kind) {
     case PropertyKind::kBool: {
@@ -154,7 +180,7 @@ Result<PropertyValue> parse_property(const PropertySpec& spec, std::string_view 
       }
       return PropertyValue(std::string(text));
     case PropertyKind::kMac:
-      if (!is_mac(text)) {
+      if (!parse_mac_bytes(text)) {
         return fail("'{}' is not a MAC address such as 52:54:00:12:34:56", text);
       }
       return PropertyValue(std::string(text));

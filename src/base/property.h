@@ -2,6 +2,7 @@
 // line and QMP parse against it, help prints it.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -9,6 +10,7 @@
 #include <string>
 #include <string_view>
 #include <variant>
+#include <vector>
 
 #include "base/error.h"
 
@@ -32,7 +34,8 @@ struct PropertySpec {
   std::uint64_t minimum = 0;
   std::uint64_t maximum = UINT64_MAX;
   std::string_view choices = {};
-  // Accepted for compatibility but without effect: using it gives a warning with this text.
+  // Accepted for compatibility but without effect: a value other than the default gives a warning with this
+  // text.
   std::string_view ignored_because = {};
   // Where not empty, the option may be given several times: its value is all of them with this in between.
   // Strings only.
@@ -63,9 +66,15 @@ class PropertySet final {
 
 // Numbers as users write them; the whole text must be used up.
 [[nodiscard]] std::optional<std::uint64_t> parse_uint(std::string_view text);
-// "64", "64k", "512M", "2G", "1T" (upper or lower case, an optional "iB" or "B" behind). Without a letter:
-// times `default_unit`.
+// Bytes: "64", "64k", "512M", "2G", "1T", in upper or lower case, with "iB" or "B" behind or not. A number
+// without a letter counts in units of `default_unit` bytes.
 [[nodiscard]] std::optional<std::uint64_t> parse_size(std::string_view text, std::uint64_t default_unit = 1);
 [[nodiscard]] std::optional<bool> parse_bool(std::string_view text);
+// "52:54:00:12:34:56".
+[[nodiscard]] std::optional<std::array<std::uint8_t, 6>> parse_mac_bytes(std::string_view text);
+// Descriptor numbers as fd= and fds= take them: "4", "4:5". At most 64, none twice.
+[[nodiscard]] Result<std::vector<int>> parse_fds(std::string_view text);
+// Whether `text` is one of the words in "a|b|c".
+[[nodiscard]] bool is_choice(std::string_view choices, std::string_view text);
 
 }  // namespace wisp

@@ -1,5 +1,6 @@
 // The bytes in which a part saves its state: little-endian numbers and length-prefixed byte strings in the
 // order in which they are put. A loaded state is hostile input: every get is bounded.
+// Nothing takes snapshots yet: the tests alone save and load.
 #pragma once
 
 #include <concepts>

@@ -51,7 +51,7 @@ class BlockClient {
   virtual void block_batch_done() = 0;
 };
 
-// What a driver must know. The size changes by refresh_size() only.
+// What a driver must know.
 struct BlockGeometry {
   std::uint64_t size = 0;                           // bytes, a multiple of kSectorSize
   std::uint32_t logical_block_size = kSectorSize;   // the unit a driver should use; smaller ones work too
@@ -127,9 +127,6 @@ class BlockBackend {
   virtual void drain(DrainMode mode) = 0;
   // Requests submitted and not yet completed.
   [[nodiscard]] virtual std::uint32_t in_flight() const = 0;
-
-  // Looks again how large the storage is (somebody resized it); returns the size in bytes.
-  [[nodiscard]] virtual Result<std::uint64_t> refresh_size() = 0;
 };
 
 }  // namespace wisp

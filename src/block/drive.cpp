@@ -17,7 +17,7 @@ constexpr std::array kDriveProperties = std::to_array<PropertySpec>({
      .kind = PropertyKind::kEnum,
      .help = "layout of the image; never guessed",
      .default_text = "raw",
-     .choices = "raw|qcow2"},
+     .choices = "raw"},
     {.name = "readonly",
      .kind = PropertyKind::kBool,
      .help = "refuse writes; several machines may share the file",
@@ -38,9 +38,10 @@ constexpr std::array kDriveProperties = std::to_array<PropertySpec>({
      .choices = "ignore|unmap"},
     {.name = "detect-zeroes",
      .kind = PropertyKind::kEnum,
-     .help = "look for zeroes in written data; only off is available",
+     .help = "look for zeroes in written data",
      .default_text = "off",
-     .choices = "off|on|unmap"},
+     .choices = "off|on|unmap",
+     .ignored_because = "zeroes are written as other data is"},
     {.name = "throttling.iops-total",
      .kind = PropertyKind::kUint,
      .help = "requests per second, 0 for no limit",
@@ -70,11 +71,7 @@ constexpr std::array kDriveProperties = std::to_array<PropertySpec>({
      .kind = PropertyKind::kEnum,
      .help = "none: a -device names the drive",
      .default_text = "none",
-     .choices = "none|pflash"},
-    {.name = "unit",
-     .kind = PropertyKind::kUint,
-     .help = "which pflash chip; only with if=pflash",
-     .maximum = 1},
+     .choices = "none"},
     {.name = "l2-cache-size",
      .kind = PropertyKind::kSize,
      .help = "of qcow2 images",
@@ -84,23 +81,6 @@ constexpr std::array kDriveProperties = std::to_array<PropertySpec>({
      .help = "of qcow2 images",
      .ignored_because = "it applies to format=qcow2 only"},
 });
-
-Result<void> refuse_what_is_missing(const PropertySet& properties) {
-  if (properties.get_string("format", "raw") != "raw") {
-    return fail("format={} is not available, expected raw; convert the image with: qemu-img convert -O raw",
-                properties.get_string("format"));
-  }
-  if (properties.get_string("if", "none") != "none") {
-    return fail("if={} is not available on this machine, expected none", properties.get_string("if"));
-  }
-  if (properties.has("unit")) {
-    return fail("unit= goes with if=pflash, which is not available on this machine; leave it out");
-  }
-  if (properties.get_string("detect-zeroes", "off") != "off") {
-    return fail("detect-zeroes={} is not available, expected off", properties.get_string("detect-zeroes"));
-  }
-  return {};
-}
 
 std::optional<AioKind> aio_kind(const PropertySet& properties) {
   const std::string word = properties.get_string("aio");
@@ -142,9 +122,6 @@ std::span<const PropertySpec> drive_properties() {
 }
 
 Result<DriveConfig> drive_config(const std::string& id, const PropertySet& properties) {
-  if (auto possible = refuse_what_is_missing(properties); !possible) {
-    return with_context("drive " + id, possible.error());
-  }
   DriveConfig config;
   config.id = id;
   config.file = properties.get_string("file");

@@ -33,7 +33,7 @@ struct DriveConfig {
 // The options of -drive, without `id`.
 [[nodiscard]] std::span<const PropertySpec> drive_properties();
 
-// Refuses, by name, what is not there: format=qcow2, if=pflash, detect-zeroes.
+// `properties` were checked against drive_properties().
 [[nodiscard]] Result<DriveConfig> drive_config(const std::string& id, const PropertySet& properties);
 
 // Errors name the drive and the file, and start with "drive ID: ". The clock and log must outlive the drive.

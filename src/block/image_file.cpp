@@ -212,8 +212,7 @@ std::string_view guess_format(int fd) {
   return {};
 }
 
-}  // namespace
-
+// Present size of the file or device, in bytes.
 Result<std::uint64_t> image_size(const ImageFile& image) {
   if (image.block_device) {
     std::uint64_t size = 0;
@@ -228,6 +227,8 @@ Result<std::uint64_t> image_size(const ImageFile& image) {
   }
   return static_cast<std::uint64_t>(info.st_size);
 }
+
+}  // namespace
 
 Result<ImageFile> open_image(const ImageOpenOptions& options, const std::string& name, Log& log) {
   ImageFile image;

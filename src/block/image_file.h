@@ -39,7 +39,4 @@ struct ImageOpenOptions {
 [[nodiscard]] Result<ImageFile> open_image(const ImageOpenOptions& options, const std::string& name,
                                            Log& log);
 
-// Present size of the file or device, in bytes.
-[[nodiscard]] Result<std::uint64_t> image_size(const ImageFile& image);
-
 }  // namespace wisp

@@ -499,10 +499,4 @@ bool RawFile::deliver() {
   return true;
 }
 
-Result<std::uint64_t> RawFile::refresh_size() {
-  WISP_ASSIGN(const std::uint64_t size, image_size(image_));
-  geometry_.size = align_down(size, kSectorSize);
-  return geometry_.size;
-}
-
 }  // namespace wisp

@@ -50,7 +50,6 @@ class RawFile final : public BlockBackend {
   void kick() override;
   void drain(DrainMode mode) override;
   [[nodiscard]] std::uint32_t in_flight() const override { return in_flight_; }
-  [[nodiscard]] Result<std::uint64_t> refresh_size() override;
 
  private:
   // How a range is zeroed: the best way that has not failed yet.

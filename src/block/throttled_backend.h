@@ -26,7 +26,6 @@ class ThrottledBackend final : public BlockBackend {
   void kick() override;
   void drain(DrainMode mode) override;
   [[nodiscard]] std::uint32_t in_flight() const override { return waiting_count_ + inner_->in_flight(); }
-  [[nodiscard]] Result<std::uint64_t> refresh_size() override { return inner_->refresh_size(); }
 
  private:
   // Hands on what the limits let through now; all of it while draining.

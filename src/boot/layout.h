@@ -74,8 +74,7 @@ inline constexpr std::uint64_t kVirtioMmioSize = 0x200;
 inline constexpr std::uint32_t kVirtioMmioSlots = 64;
 inline constexpr Gpa kIoApic = 0xFEC0'0000;
 inline constexpr Gpa kLocalApic = 0xFEE0'0000;
-// Pages that the KVM engine keeps for itself (hypervisor/kvm/kvm_hypervisor.h has the same numbers). Reserved
-// in E820, never RAM.
+// Pages that the KVM engine keeps for itself. Reserved in E820, never RAM.
 inline constexpr Gpa kEnginePages = 0xFEFF'8000;
 inline constexpr Gpa kEnginePagesEnd = 0xFF00'0000;
 
@@ -83,16 +82,17 @@ inline constexpr Gpa kEnginePagesEnd = 0xFF00'0000;
 
 inline constexpr std::uint16_t kSerialPort = 0x3F8;
 inline constexpr std::uint16_t kRtcPort = 0x70;
+// Power control and the Generic Event Device (devices/power_registers.h).
+inline constexpr std::uint16_t kPowerPort = 0x600;
 // Registers that tell the guest which virtio-mmio slots hold a device (acpi_layout.h). Ports, not memory: the
 // guest reads them for each empty slot while it boots, and a port exit needs no instruction decoded.
 inline constexpr std::uint16_t kSlotHotplugPort = 0x620;
 
 // --- Interrupts ------------------------------------------------------------------------------------------
 
-inline constexpr std::uint32_t kIoApicPins = 24;
-inline constexpr std::uint32_t kSerialGsi = 4;
-inline constexpr std::uint32_t kRtcGsi = 8;
-inline constexpr std::uint32_t kGedGsi = 9;
+inline constexpr std::uint32_t kSerialGsi = 4;  // edge-triggered, active high
+inline constexpr std::uint32_t kRtcGsi = 8;     // edge-triggered
+inline constexpr std::uint32_t kGedGsi = 9;     // level-triggered, active high
 // Pins that virtio-mmio devices share, edge-triggered: all without the RTC (8), the Generic Event Device (9),
 // the i8042's mouse (12) and the coprocessor (13), which kernels without ACPI take for ISA's own. Those below
 // 16 come first: a kernel without ACPI has no others.

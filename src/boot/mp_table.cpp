@@ -98,7 +98,7 @@ std::vector<std::uint8_t> build_mp_table(Gpa gpa, std::uint32_t cpus, const CpuT
   table.u8(kIoApicVersion);
   table.u8(1);  // enabled
   table.u32(layout::kIoApic);
-  for (std::uint32_t pin = 0; pin < layout::kIoApicPins; ++pin) {
+  for (std::uint32_t pin = 0; pin < kIoApicPins; ++pin) {
     table.u8(kIoInterrupt);
     table.u8(kInt);
     table.u16(0);  // polarity and trigger as usual on ISA: active high, edge
@@ -117,7 +117,7 @@ std::vector<std::uint8_t> build_mp_table(Gpa gpa, std::uint32_t cpus, const CpuT
     table.u8(pin);
   }
   std::vector<std::uint8_t>& config = table.bytes();
-  const std::size_t entries = count + 1 + 1 + layout::kIoApicPins + 2;
+  const std::size_t entries = count + 1 + 1 + kIoApicPins + 2;
   config[4] = static_cast<std::uint8_t>(config.size());
   config[5] = static_cast<std::uint8_t>(config.size() >> 8);
   config[34] = static_cast<std::uint8_t>(entries);

@@ -19,7 +19,7 @@ enum class CharKind : std::uint8_t {
   kPty,     // a new pseudo-terminal; description() says which
   kFile,    // what is written goes to a file
   kSocket,  // Unix (path) or TCP (port): listens (server) or connects
-  kRing,    // keeps the last bytes written, for tests
+  kRing,    // keeps the last bytes written (RingBackend)
 };
 
 struct CharConfig {

@@ -39,9 +39,8 @@ constexpr auto kSocket = std::to_array<PropertySpec>({
      .default_text = "off"},
     {.name = "wait",
      .kind = PropertyKind::kBool,
-     .help = "with server: the machine starts when the first client has come",
+     .help = "with server: the machine starts when the first client has come; nowait is wait=off",
      .default_text = "on"},
-    {.name = "nowait", .kind = PropertyKind::kBool, .help = "the same as wait=off", .default_text = "off"},
 });
 
 constexpr std::array<std::pair<std::string_view, CharKind>, 6> kKinds{{{"stdio", CharKind::kStdio},
@@ -74,7 +73,7 @@ Result<CharConfig> char_config(std::string_view kind, const std::string& id, con
   config.host = properties.get_string("host");
   config.port = static_cast<std::uint16_t>(properties.get_uint("port", 0));
   config.server = properties.get_bool("server", false);
-  config.wait = properties.get_bool("wait", !properties.get_bool("nowait", false));
+  config.wait = properties.get_bool("wait", true);
   config.escape = properties.get_bool("mux", !properties.get_bool("signal", true));
   if (config.kind == CharKind::kSocket && config.path.empty() == (config.port == 0)) {
     return fail("chardev {}: a socket needs either path=, or port= with an optional host=", id);

@@ -1,9 +1,8 @@
-// A back end in memory: keeps the last bytes written, and gives the receiver what a test or QMP puts in.
+// A back end in memory: keeps the last bytes written, for whoever takes them (QMP ringbuf-read).
 #pragma once
 
 #include <mutex>
 #include <string>
-#include <string_view>
 
 #include "chardev/byte_ring.h"
 #include "chardev/char_backend.h"
@@ -14,22 +13,20 @@ class RingBackend final : public CharBackend {
  public:
   explicit RingBackend(std::size_t capacity = 64 << 10) : ring_(capacity) {}
 
-  // What was written since the last take(), at most the capacity; the oldest bytes are lost first.
-  [[nodiscard]] std::string take();
-  // Gives the receiver as much as it has room for, on this thread; returns how much that was.
-  std::size_t put(std::string_view text);
+  // The oldest of the bytes that are kept, at most `most`, which are forgotten here.
+  [[nodiscard]] std::string take(std::size_t most);
 
+  // Takes all; past the capacity the oldest are lost.
   std::size_t write(std::span<const std::uint8_t> bytes) override;
-  void set_receiver(CharReceiver* receiver) override;
+  // No bytes ever come in.
+  void set_receiver(CharReceiver* /*receiver*/) override {}
   void resume_input() override {}
-  [[nodiscard]] std::string description() const override { return "ring"; }
+  [[nodiscard]] std::string description() const override { return "ringbuf"; }
   [[nodiscard]] bool is_connected() const override { return true; }
 
  private:
   std::mutex mutex_;
   ByteRing ring_;
-  std::mutex receiver_mutex_;
-  CharReceiver* receiver_ = nullptr;
 };
 
 }  // namespace wisp

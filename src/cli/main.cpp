@@ -20,11 +20,7 @@ int main(int argc, char** argv) {
     std::fputs(help_text().c_str(), stdout);
     return kExitGood;
   }
-  const DriverTables tables{.devices = device_drivers(),
-                            .drives = drive_kinds(),
-                            .netdevs = netdev_kinds(),
-                            .chardevs = chardev_kinds(),
-                            .objects = object_kinds()};
+  const DriverTables tables = driver_tables();
   const auto command_line = parse_command_line(arguments, tables);
   if (!command_line) {
     (void)std::fprintf(stderr, "wisp: %s\n", command_line.error().message.c_str());

@@ -14,31 +14,21 @@
 namespace wisp {
 namespace {
 
-constexpr std::size_t kMaxFds = 64;
-
 constexpr std::string_view kNoPci = "a microVM has no PCI bus; leave it out";
 constexpr std::string_view kPciOnly = "it belongs to devices on PCI";
 
 constexpr auto kDriveCompat = std::to_array<CompatOption>({
-    {.name = "if", .accepted = "none"},
-    {.name = "media", .accepted = "disk"},
-    {.name = "format", .accepted = "raw"},
     {.name = "unit", .refusal = "it belongs to if=pflash, which only a standard machine has"},
-    {.name = "l2-cache-size", .warning = "raw images have no tables to keep in memory"},
-    {.name = "refcount-cache-size", .warning = "raw images have no tables to keep in memory"},
     {.name = "werror", .warning = "errors are always told to the guest"},
     {.name = "rerror", .warning = "errors are always told to the guest"},
 });
 
 constexpr auto kNetdevCompat = std::to_array<CompatOption>({
-    {.name = "script", .accepted = "no"},
-    {.name = "downscript", .accepted = "no"},
     {.name = "dnssearch", .warning = "the host's resolver decides"},
     {.name = "macnat", .warning = "addresses are not translated"},
 });
 
 constexpr auto kChardevCompat = std::to_array<CompatOption>({
-    {.name = "signal", .warning = "the terminal's signal characters go to the guest"},
     {.name = "mux", .accepted = "off|no|false"},
 });
 
@@ -52,7 +42,6 @@ constexpr auto kDeviceCompat = std::to_array<CompatOption>({
     {.name = "disable-modern", .accepted = "off|no|false"},
     {.name = "disable-legacy", .accepted = "on|yes|true"},
     {.name = "share-rw", .warning = "the drive's own lock decides"},
-    {.name = "mq", .warning = "queues= of the -netdev decides"},
 });
 
 // Drivers that only a machine with PCI, USB or a display has.
@@ -73,6 +62,20 @@ std::vector<std::string_view> names_of(std::span<const DriverInfo> table) {
     names.push_back(driver.name);
   }
   return names;
+}
+
+// The descriptors that fd= or fds= names, which must be open.
+Result<std::vector<int>> open_fds(std::string_view text, std::string_view what) {
+  auto fds = parse_fds(text);
+  if (!fds) {
+    return fail("{}: {}", what, fds.error().message);
+  }
+  for (const int fd : *fds) {
+    if (::fcntl(fd, F_GETFD) < 0) {
+      return fail("{}: file descriptor {} is not open; the starting program must hand it over", what, fd);
+    }
+  }
+  return fds;
 }
 
 // Takes and checks the id; required.
@@ -132,7 +135,6 @@ constexpr auto kReferences = std::to_array<Reference>({
     {"netdev", "-netdev", false},
     {"chardev", "-chardev", false},
     {"rng", "-object", true},
-    {"memdev", "-object", false},
     {"iothread", "-object iothread", true},
     {"rx-iothread", "-object iothread", true},
     {"tx-iothread", "-object iothread", true},
@@ -177,7 +179,7 @@ void warn_unused(const Owners& ids, std::string_view option, std::string_view us
 
 Result<BackendConfig> make_drive(std::vector<KeyValue> pairs, const DriverTables& tables,
                                  std::string_view what, std::vector<std::string>& warnings) {
-  const DriverInfo* info = find_driver_in(tables.drives, "");
+  const DriverInfo* info = find_driver(tables.drives, "");
   if (info == nullptr) {
     return fail("{}: this build has no drives", what);
   }
@@ -186,6 +188,12 @@ Result<BackendConfig> make_drive(std::vector<KeyValue> pairs, const DriverTables
       return fail(
           "{}: firmware flash (if=pflash) needs a standard machine; a microVM starts -kernel directly", what);
     }
+    if (pair.key == "format" && pair.value != "raw") {
+      return fail(
+          "{}: option 'format': '{}' is not supported, expected raw; convert the image with: qemu-img "
+          "convert -O raw OLD NEW",
+          what, clip(pair.value, 80));
+    }
   }
   return make_backend("", *info, std::move(pairs), kDriveCompat, what, warnings);
 }
@@ -193,7 +201,7 @@ Result<BackendConfig> make_drive(std::vector<KeyValue> pairs, const DriverTables
 Result<BackendConfig> make_netdev(std::string_view kind, std::vector<KeyValue> pairs,
                                   const DriverTables& tables, std::string_view what,
                                   std::vector<std::string>& warnings) {
-  const DriverInfo* info = find_driver_in(tables.netdevs, kind);
+  const DriverInfo* info = find_driver(tables.netdevs, kind);
   if (info == nullptr) {
     return fail("{}: unknown network '{}'{}", what, clip(kind, 80), suggest(kind, names_of(tables.netdevs)));
   }
@@ -209,7 +217,7 @@ Result<BackendConfig> make_netdev(std::string_view kind, std::vector<KeyValue> p
   WISP_ASSIGN(BackendConfig netdev,
               make_backend(kind, *info, std::move(pairs), kNetdevCompat, what, warnings));
   if (!fds.empty()) {
-    WISP_ASSIGN(netdev.fds, parse_fds(fds, what));
+    WISP_ASSIGN(netdev.fds, open_fds(fds, what));
   }
   return netdev;
 }
@@ -217,7 +225,7 @@ Result<BackendConfig> make_netdev(std::string_view kind, std::vector<KeyValue> p
 Result<BackendConfig> make_chardev(std::string_view kind, std::vector<KeyValue> pairs,
                                    const DriverTables& tables, std::string_view what,
                                    std::vector<std::string>& warnings) {
-  const DriverInfo* info = find_driver_in(tables.chardevs, kind);
+  const DriverInfo* info = find_driver(tables.chardevs, kind);
   if (info == nullptr) {
     return fail("{}: unknown character device '{}'{}", what, clip(kind, 80),
                 suggest(kind, names_of(tables.chardevs)));
@@ -228,11 +236,11 @@ Result<BackendConfig> make_chardev(std::string_view kind, std::vector<KeyValue> 
 Result<DeviceConfig> make_device(std::string_view driver, std::vector<KeyValue> pairs,
                                  const DriverTables& tables, std::string_view what,
                                  std::vector<std::string>& warnings) {
-  const DriverInfo* info = find_driver_in(tables.devices, driver);
+  const DriverInfo* info = find_driver(tables.devices, driver);
   if (info == nullptr) {
     if (driver.ends_with("-pci")) {
       const std::string twin = std::string(driver.substr(0, driver.size() - 3)) + "device";
-      if (find_driver_in(tables.devices, twin) != nullptr) {
+      if (find_driver(tables.devices, twin) != nullptr) {
         return fail("{}: '{}' needs a standard machine with PCI; on a microVM use '{}'", what, driver, twin);
       }
     }
@@ -249,33 +257,6 @@ Result<DeviceConfig> make_device(std::string_view driver, std::vector<KeyValue> 
   }
   WISP_ASSIGN(device.properties, parse_properties(pairs, info->properties, kDeviceCompat, what, warnings));
   return device;
-}
-
-Result<std::vector<int>> parse_fds(std::string_view text, std::string_view what) {
-  std::vector<int> fds;
-  const std::string_view whole = text;
-  while (true) {
-    const std::size_t colon = text.find(':');
-    const auto number = parse_uint(text.substr(0, colon));
-    const auto fd = number ? checked_cast<int>(*number) : std::nullopt;
-    if (!fd) {
-      return fail("{}: '{}' is not a list of file descriptors such as 4 or 4:5", what, clip(whole, 80));
-    }
-    if (::fcntl(*fd, F_GETFD) < 0) {
-      return fail("{}: file descriptor {} is not open; the starting program must hand it over", what, *fd);
-    }
-    if (std::ranges::find(fds, *fd) != fds.end()) {
-      return fail("{}: file descriptor {} is given twice", what, *fd);
-    }
-    if (fds.size() == kMaxFds) {
-      return fail("{}: more than {} file descriptors", what, kMaxFds);
-    }
-    fds.push_back(*fd);
-    if (colon == std::string_view::npos) {
-      return fds;
-    }
-    text = text.substr(colon + 1);
-  }
 }
 
 Result<QmpEndpoint> parse_qmp_endpoint(std::string_view text, std::string_view what) {
@@ -343,7 +324,7 @@ Result<QmpEndpoint> qmp_endpoint_of(const BackendConfig& chardev, std::string_vi
                 chardev.id);
   }
   QmpEndpoint endpoint;
-  endpoint.wait = set.has("wait") ? set.get_bool("wait", true) : !set.get_bool("nowait", false);
+  endpoint.wait = set.get_bool("wait", true);
   if (auto path = set.find_string("path")) {
     endpoint.path = *std::move(path);
     return endpoint;
@@ -379,11 +360,6 @@ Result<void> check_references(const MachineConfig& machine, std::vector<std::str
   Owners device_ids;
   if (machine.serial) {
     WISP_TRY(use(owners["-chardev"], {"chardev", "-chardev", false}, *machine.serial, "-serial"));
-  }
-  for (const BackendConfig& netdev : machine.netdevs) {
-    if (const auto chardev = netdev.properties.find_string("chardev")) {
-      WISP_TRY(use(owners["-chardev"], {"chardev", "-chardev", false}, *chardev, "-netdev " + netdev.id));
-    }
   }
   for (const DeviceConfig& device : machine.devices) {
     if (!device.id.empty() && !device_ids.emplace(device.id, std::string()).second) {

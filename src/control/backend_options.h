@@ -8,6 +8,7 @@
 
 #include "control/launch_config.h"
 #include "control/option_text.h"
+#include "machine/device_table.h"
 
 namespace wisp {
 
@@ -24,9 +25,6 @@ namespace wisp {
 [[nodiscard]] Result<DeviceConfig> make_device(std::string_view driver, std::vector<KeyValue> pairs,
                                                const DriverTables& tables, std::string_view what,
                                                std::vector<std::string>& warnings);
-
-// The descriptors that fd= and fds= ("4:5") name, which must be open.
-[[nodiscard]] Result<std::vector<int>> parse_fds(std::string_view text, std::string_view what);
 
 // "unix:PATH,server,nowait" or "tcp:HOST:PORT,server,nowait".
 [[nodiscard]] Result<QmpEndpoint> parse_qmp_endpoint(std::string_view text, std::string_view what);

@@ -97,20 +97,11 @@ std::optional<std::string> answer_help(const OptionSpec& option, const std::stri
   }
   const bool whole = asks_for_help(subject);
   const std::string_view name = option.alias_of.empty() ? option.name : option.alias_of;
-  struct Fixed {
-    std::string_view name;
-    std::span<const PropertySpec> properties;
-  };
-  for (const Fixed& fixed :
-       {Fixed{"machine", machine_properties()}, Fixed{"accel", accel_properties()},
-        Fixed{"name", name_properties()}, Fixed{"smp", smp_properties()}, Fixed{"cpu", cpu_properties()},
-        Fixed{"m", memory_properties()}, Fixed{"numa", numa_properties()}, Fixed{"mon", mon_properties()}}) {
-    if (fixed.name == name) {
-      return properties_help("-" + std::string(name), fixed.properties);
-    }
+  if (const auto properties = fixed_properties(name); !properties.empty()) {
+    return properties_help("-" + std::string(name), properties);
   }
   if (name == "drive") {
-    const DriverInfo* info = find_driver_in(tables.drives, "");
+    const DriverInfo* info = find_driver(tables.drives, "");
     return properties_help("-drive id=ID",
                            info != nullptr ? info->properties : std::span<const PropertySpec>{});
   }
@@ -128,7 +119,7 @@ std::optional<std::string> answer_help(const OptionSpec& option, const std::stri
     return std::nullopt;
   }
   if (!whole) {
-    const DriverInfo* info = find_driver_in(drivers, subject);
+    const DriverInfo* info = find_driver(drivers, subject);
     return info != nullptr ? std::optional(properties_help(fmt::format("-{} {},id=ID", name, info->name),
                                                            info->properties))
                            : std::nullopt;

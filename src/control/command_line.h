@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "control/launch_config.h"
+#include "machine/device_table.h"
 
 namespace wisp {
 

@@ -2,37 +2,12 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
-#include <span>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "machine/config.h"
-#include "machine/device_table.h"
 
 namespace wisp {
-
-// The tables that options and QMP arguments are checked against, so that parsing does not depend on who
-// fills them.
-struct DriverTables {
-  std::span<const DriverInfo> devices;
-  std::span<const DriverInfo> drives;  // one entry, named ""
-  std::span<const DriverInfo> netdevs;
-  std::span<const DriverInfo> chardevs;
-  std::span<const DriverInfo> objects;
-};
-
-// The entry with this name; null where there is none.
-[[nodiscard]] inline const DriverInfo* find_driver_in(std::span<const DriverInfo> table,
-                                                      std::string_view name) {
-  for (const DriverInfo& driver : table) {
-    if (driver.name == name) {
-      return &driver;
-    }
-  }
-  return nullptr;
-}
 
 // Where QMP clients connect: a Unix socket's path, or a numeric TCP address.
 struct QmpEndpoint {

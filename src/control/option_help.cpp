@@ -112,31 +112,6 @@ void markdown_properties(std::string& out, std::span<const PropertySpec> propert
   out += '\n';
 }
 
-std::span<const PropertySpec> fixed_properties(std::string_view option) {
-  if (option == "machine") {
-    return machine_properties();
-  }
-  if (option == "accel") {
-    return accel_properties();
-  }
-  if (option == "smp") {
-    return smp_properties();
-  }
-  if (option == "cpu") {
-    return cpu_properties();
-  }
-  if (option == "m") {
-    return memory_properties();
-  }
-  if (option == "numa") {
-    return numa_properties();
-  }
-  if (option == "mon") {
-    return mon_properties();
-  }
-  return {};
-}
-
 std::string synopsis(const OptionSpec& option) {
   return option.argument.empty() ? fmt::format("-{}", option.name)
                                  : fmt::format("-{} {}", option.name, option.argument);
@@ -272,6 +247,11 @@ std::string drivers_markdown(const DriverTables& tables) {
       markdown_properties(out, driver.properties);
     }
   }
+  out +=
+      "\n## In every machine\n\n"
+      "A serial port (`-serial`), a clock, a keyboard controller that only resets, ACPI power control, and a "
+      "boot timer: each byte that the guest writes to port 0x5f0 is logged with the time since the program's "
+      "start. By convention 1 says that the kernel has started and 2 that init has.\n";
   return out;
 }
 

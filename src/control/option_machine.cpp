@@ -11,8 +11,6 @@ namespace {
 constexpr std::uint64_t kMiB = 1ULL << 20;
 constexpr std::uint64_t kMinMemory = kMiB;
 constexpr std::uint64_t kMaxMemory = 1ULL << 46;
-constexpr std::uint32_t kMaxVcpus = 254;
-constexpr std::size_t kMaxIothreads = 8;
 
 constexpr std::string_view kAlreadyMicrovm = "a microVM is without it";
 
@@ -320,26 +318,20 @@ Result<void> take_memory_backend(CommandLineBuilder& builder, const std::string&
 
 }  // namespace
 
-std::span<const PropertySpec> machine_properties() {
-  return kMachineProperties;
-}
-std::span<const PropertySpec> accel_properties() {
-  return kAccelProperties;
-}
-std::span<const PropertySpec> name_properties() {
-  return kNameProperties;
-}
-std::span<const PropertySpec> smp_properties() {
-  return kSmpProperties;
-}
-std::span<const PropertySpec> cpu_properties() {
-  return kCpuProperties;
-}
-std::span<const PropertySpec> memory_properties() {
-  return kMemoryProperties;
-}
-std::span<const PropertySpec> numa_properties() {
-  return kNumaProperties;
+std::span<const PropertySpec> fixed_properties(std::string_view option) {
+  struct Fixed {
+    std::string_view option;
+    std::span<const PropertySpec> properties;
+  };
+  for (const Fixed& fixed :
+       {Fixed{"machine", kMachineProperties}, Fixed{"accel", kAccelProperties},
+        Fixed{"name", kNameProperties}, Fixed{"smp", kSmpProperties}, Fixed{"cpu", kCpuProperties},
+        Fixed{"m", kMemoryProperties}, Fixed{"numa", kNumaProperties}, Fixed{"mon", mon_properties()}}) {
+    if (fixed.option == option) {
+      return fixed.properties;
+    }
+  }
+  return {};
 }
 std::span<const DriverInfo> own_object_kinds() {
   return kOwnObjects;
@@ -537,10 +529,10 @@ Result<void> take_object(CommandLineBuilder& builder, const OptionSpec& option, 
   const std::string what = what_of(option, value);
   WISP_ASSIGN(auto pairs, split_options(value, "qom-type"));
   WISP_ASSIGN(const std::string kind, take_value(pairs, "qom-type", what));
-  const DriverInfo* info = find_driver_in(kOwnObjects, kind);
+  const DriverInfo* info = find_driver(kOwnObjects, kind);
   const bool own = info != nullptr;
   if (!own) {
-    info = find_driver_in(builder.tables.objects, kind);
+    info = find_driver(builder.tables.objects, kind);
   }
   if (info == nullptr) {
     std::vector<std::string_view> known;

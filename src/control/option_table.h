@@ -12,6 +12,7 @@
 #include "base/property.h"
 #include "control/launch_config.h"
 #include "control/option_text.h"
+#include "machine/device_table.h"
 
 namespace wisp {
 
@@ -118,18 +119,13 @@ struct OptionSpec {
 [[nodiscard]] Result<void> take_qmp(CommandLineBuilder&, const OptionSpec&, const std::string& value);
 [[nodiscard]] Result<void> take_mon(CommandLineBuilder&, const OptionSpec&, const std::string& value);
 
-// Option sets with a fixed table.
-[[nodiscard]] std::span<const PropertySpec> machine_properties();
-[[nodiscard]] std::span<const PropertySpec> accel_properties();
-[[nodiscard]] std::span<const PropertySpec> name_properties();
-[[nodiscard]] std::span<const PropertySpec> smp_properties();
-[[nodiscard]] std::span<const PropertySpec> cpu_properties();
-[[nodiscard]] std::span<const PropertySpec> memory_properties();
-[[nodiscard]] std::span<const PropertySpec> numa_properties();
+// What can stand in the value of an option that has one table for it (-machine, -smp); empty for others.
+[[nodiscard]] std::span<const PropertySpec> fixed_properties(std::string_view option);
 [[nodiscard]] std::span<const PropertySpec> mon_properties();
 [[nodiscard]] std::span<const DriverInfo> own_object_kinds();  // memory-backend-*, iothread
 
-// The machine's parts that -machine, -smp and -m give, once all options are read.
+// Once all options are read: what -machine and -accel say together, and the memory that -m, -mem-path, -numa
+// and the memory backends give.
 [[nodiscard]] Result<void> finish_machine(CommandLineBuilder& builder);
 [[nodiscard]] Result<void> finish_memory(CommandLineBuilder& builder);
 

@@ -30,18 +30,6 @@ bool is_switch(const PropertySpec* spec) {
   return spec != nullptr && spec->kind == PropertyKind::kBool;
 }
 
-// Whether `value` is one of the words in "a|b|c".
-bool in_choices(std::string_view choices, std::string_view value) {
-  while (!choices.empty()) {
-    const std::size_t bar = choices.find('|');
-    if (choices.substr(0, bar) == value) {
-      return true;
-    }
-    choices = bar == std::string_view::npos ? std::string_view{} : choices.substr(bar + 1);
-  }
-  return false;
-}
-
 // What a pair says to the table: the property, and the text to parse for it.
 struct Setting {
   const PropertySpec* spec = nullptr;
@@ -71,7 +59,7 @@ Result<void> accept_compat(const CompatOption& option, const KeyValue& pair, std
   if (!option.refusal.empty()) {
     return fail("{}: option '{}': {}", what, pair.key, option.refusal);
   }
-  if (!option.accepted.empty() && !in_choices(option.accepted, pair.value)) {
+  if (!option.accepted.empty() && !is_choice(option.accepted, pair.value)) {
     return fail("{}: option '{}': '{}' is not supported, expected {}", what, pair.key, clip(pair.value, 80),
                 option.accepted);
   }
@@ -152,7 +140,8 @@ Result<PropertySet> parse_properties(std::span<const KeyValue> pairs, std::span<
     if (!value) {
       return fail("{}: option '{}': {}", what, spec.name, clip(value.error().message, 200));
     }
-    if (!spec.ignored_because.empty() && !set.has(spec.name)) {
+    // One who asks for what is so anyway loses nothing.
+    if (!spec.ignored_because.empty() && !set.has(spec.name) && setting.text != spec.default_text) {
       warnings.push_back(
           fmt::format("{}: option '{}' is ignored: {}", what, spec.name, spec.ignored_because));
     }

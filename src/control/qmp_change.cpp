@@ -441,7 +441,7 @@ QmpReply qmp_device_add(QmpContext& context, const Json& arguments) {
     return qmp_fail(device.error().message);
   }
   log_warnings(context, warnings);
-  if (!find_driver_in(context.tables.devices, driver)->hotpluggable) {
+  if (!find_driver(context.tables.devices, driver)->hotpluggable) {
     return qmp_fail(fmt::format("Device '{}' can not be hotplugged; give it on the command line", driver));
   }
   loan.commit();

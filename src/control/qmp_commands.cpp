@@ -29,7 +29,7 @@ constexpr auto kBlockdevAddArgs = std::to_array<QmpArgument>({
     {.name = "cache", .type = QmpType::kObject, .help = "object with direct and no-flush"},
     {.name = "aio", .help = "as in -drive"},
     {.name = "discard", .help = "unmap or ignore"},
-    {.name = "detect-zeroes", .help = "off"},
+    {.name = "detect-zeroes", .help = "accepted; zeroes are written as other data is"},
 });
 constexpr auto kNodeArgs =
     std::to_array<QmpArgument>({{.name = "node-name", .required = true, .help = "id of the drive"}});
@@ -41,6 +41,17 @@ constexpr auto kIdArgs = std::to_array<QmpArgument>({{.name = "id", .required = 
 constexpr auto kChardevAddArgs = std::to_array<QmpArgument>({
     {.name = "id", .required = true, .help = "id of the character device"},
     {.name = "backend", .type = QmpType::kObject, .required = true, .help = "object with type and data"},
+});
+constexpr auto kRingbufWriteArgs = std::to_array<QmpArgument>({
+    {.name = "device", .required = true, .help = "id of a character device of kind ringbuf"},
+    {.name = "data", .required = true, .help = "what goes to the ring's end"},
+    {.name = "format", .help = "of data: utf8 or base64; utf8 where it is left out"},
+});
+constexpr auto kRingbufReadArgs = std::to_array<QmpArgument>({
+    {.name = "device", .required = true, .help = "id of a character device of kind ringbuf"},
+    {.name = "size", .type = QmpType::kInt, .required = true, .help = "how many bytes at most"},
+    {.name = "format",
+     .help = "of the answer: utf8 or base64; utf8, with bytes that are none replaced, where it is left out"},
 });
 constexpr auto kDeviceAddArgs = std::to_array<QmpArgument>({
     {.name = "driver", .required = true, .help = "as in -device"},
@@ -162,7 +173,8 @@ constexpr auto kCommands = std::to_array<QmpCommand>({
     {.name = "device_add",
      .help =
          "Plugs a device in. Its options are those of -device; numbers and switches may be JSON numbers and "
-         "booleans.",
+         "booleans. StratoVirt's form is taken too: virtio-blk-mmio and virtio-net-mmio with addr, where the "
+         "drive or network has the device's id if none is named; such a drive goes with its device.",
      .handler = qmp_device_add,
      .arguments = kDeviceAddArgs,
      .open_arguments = true,
@@ -201,6 +213,16 @@ constexpr auto kCommands = std::to_array<QmpCommand>({
      .handler = qmp_chardev_remove,
      .arguments = kIdArgs,
      .example = R"({"id": "con1"})"},
+    {.name = "ringbuf-write",
+     .help = "Puts bytes into the ring of a ringbuf character device; the guest does not get them.",
+     .handler = qmp_ringbuf_write,
+     .arguments = kRingbufWriteArgs,
+     .example = R"({"device": "log0", "data": "hello"})"},
+    {.name = "ringbuf-read",
+     .help = "Takes the oldest bytes out of the ring of a ringbuf character device.",
+     .handler = qmp_ringbuf_read,
+     .arguments = kRingbufReadArgs,
+     .example = R"({"device": "log0", "size": 1000})"},
     {.name = "human-monitor-command",
      .help = "A few forms of QEMU's monitor, for people and old scripts.",
      .handler = qmp_human_monitor_command,

@@ -13,6 +13,7 @@
 #include "base/unique_fd.h"
 #include "control/launch_config.h"
 #include "control/qmp_json.h"
+#include "machine/device_table.h"
 #include "machine/machine_control.h"
 
 namespace wisp {
@@ -116,6 +117,9 @@ struct QmpEventInfo {
 [[nodiscard]] QmpReply qmp_qom_list_types(QmpContext&, const Json&);
 [[nodiscard]] QmpReply qmp_device_list_properties(QmpContext&, const Json&);
 [[nodiscard]] QmpReply qmp_human_monitor_command(QmpContext&, const Json&);
+// qmp_ringbuf.cpp
+[[nodiscard]] QmpReply qmp_ringbuf_write(QmpContext&, const Json&);
+[[nodiscard]] QmpReply qmp_ringbuf_read(QmpContext&, const Json&);
 // qmp_change.cpp
 [[nodiscard]] QmpReply qmp_capabilities(QmpContext&, const Json&);
 [[nodiscard]] QmpReply qmp_stop(QmpContext&, const Json&);

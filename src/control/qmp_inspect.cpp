@@ -58,23 +58,12 @@ void append_parameters(Json& list, std::span<const PropertySpec> specs) {
 }
 
 Json parameters_of(std::string_view option, const DriverTables& tables) {
-  struct Fixed {
-    std::string_view option;
-    std::span<const PropertySpec> specs;
-  };
   struct Kinds {
     std::string_view option;
     std::span<const DriverInfo> drivers;
   };
   Json list = Json::array();
-  for (const Fixed& fixed :
-       {Fixed{"machine", machine_properties()}, Fixed{"accel", accel_properties()},
-        Fixed{"name", name_properties()}, Fixed{"smp", smp_properties()}, Fixed{"cpu", cpu_properties()},
-        Fixed{"m", memory_properties()}, Fixed{"numa", numa_properties()}, Fixed{"mon", mon_properties()}}) {
-    if (fixed.option == option) {
-      append_parameters(list, fixed.specs);
-    }
-  }
+  append_parameters(list, fixed_properties(option));
   for (const Kinds& kinds :
        {Kinds{"drive", tables.drives}, Kinds{"netdev", tables.netdevs}, Kinds{"chardev", tables.chardevs},
         Kinds{"object", own_object_kinds()}, Kinds{"object", tables.objects}}) {
@@ -187,7 +176,7 @@ QmpReply qmp_qom_list_types(QmpContext& context, const Json& arguments) {
 
 QmpReply qmp_device_list_properties(QmpContext& context, const Json& arguments) {
   const auto& name = arguments["typename"].get_ref<const std::string&>();
-  const DriverInfo* driver = find_driver_in(context.tables.devices, name);
+  const DriverInfo* driver = find_driver(context.tables.devices, name);
   if (driver == nullptr) {
     return std::unexpected(QmpError{.error_class = QmpErrorClass::kDeviceNotFound,
                                     .text = fmt::format("Device '{}' not found", clip(name, 80))});

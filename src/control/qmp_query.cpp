@@ -10,8 +10,6 @@
 namespace wisp {
 namespace {
 
-constexpr int kMaxVcpus = 254;
-
 std::string vcpu_path(std::uint32_t index) {
   return fmt::format("/machine/unattached/device[{}]", index);
 }
@@ -76,10 +74,8 @@ std::string_view run_state_name(RunState state) {
       return "paused";
     case RunState::kShutdown:
       return "shutdown";
-    case RunState::kInternalError:
-      return "internal-error";
   }
-  return "internal-error";
+  return {};
 }
 
 // One without an id of its user's has "DRIVER#NUMBER".

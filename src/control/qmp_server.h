@@ -17,6 +17,7 @@
 #include "base/event_loop.h"
 #include "base/log.h"
 #include "control/launch_config.h"
+#include "machine/device_table.h"
 #include "machine/machine_control.h"
 
 namespace wisp {

@@ -22,11 +22,10 @@ struct PowerCallbacks {
 
 class PowerDevice final : public Device {
  public:
-  // `irq` is the line of kPowerGsi.
+  // `irq` is the line of the Generic Event Device (power_registers.h).
   PowerDevice(std::unique_ptr<IrqLine> irq, PowerCallbacks callbacks);
 
   void press_power_button() { raise(kPowerEventPowerButton); }
-  void press_sleep_button() { raise(kPowerEventSleepButton); }
   // Makes events (kPowerEvent...) pending; they stay so until the guest reads them. From any thread.
   void raise(std::uint32_t events);
 

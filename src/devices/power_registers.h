@@ -9,13 +9,11 @@
 
 namespace wisp {
 
-// The region is 16 ports; its place is the machine's choice, this one by default.
-inline constexpr std::uint16_t kPowerPortBase = 0x600;
 inline constexpr std::uint16_t kPowerPortCount = 16;
-// The interrupt of the Generic Event Device: level-triggered, active high, high as long as an event is
-// pending.
-inline constexpr std::uint32_t kPowerGsi = 9;
 
+// The interrupt of the Generic Event Device is level-triggered, active high, and high as long as an event is
+// pending.
+//
 // 32 bits, read only: the pending events, one bit each. Reading takes them: they are 0 afterwards and the
 // interrupt goes low. A read of 1 or 2 bytes takes what it shows. The _EVT method reads it once, as a DWord,
 // and notifies the objects whose bits were set.
@@ -33,10 +31,8 @@ inline constexpr std::uint8_t kPowerSleepTypeS5 = 5;
 // Events in kPowerEventSelector and what _EVT does with them.
 inline constexpr std::uint32_t kPowerEventPowerButton = 1U << 0;  // Notify(power button PNP0C0C, 0x80)
 inline constexpr std::uint32_t kPowerEventSleepButton = 1U << 1;  // Notify(sleep button PNP0C0E, 0x80)
-inline constexpr std::uint32_t kPowerEventCpuScan = 1U << 2;      // look for vCPUs that came or went
-inline constexpr std::uint32_t kPowerEventMemoryScan = 1U << 3;   // look for memory that came or went
-inline constexpr std::uint32_t kPowerEventPciScan = 1U << 4;      // look for PCI slots that changed
 inline constexpr std::uint32_t kPowerEventSlotScan = 1U << 5;     // look for virtio-mmio slots that changed
-inline constexpr std::uint32_t kPowerEventAll = 0x3f;
+inline constexpr std::uint32_t kPowerEventAll =
+    kPowerEventPowerButton | kPowerEventSleepButton | kPowerEventSlotScan;
 
 }  // namespace wisp

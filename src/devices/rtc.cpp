@@ -126,12 +126,6 @@ Rtc::~Rtc() {
   timer_ = Timer();
 }
 
-void Rtc::set_nvram(std::uint8_t index, std::uint8_t value) {
-  WISP_ASSERT(index >= kFirstNvram && index < kBytes && index != kRtcCenturyIndex);
-  const std::lock_guard lock(mutex_);
-  state_.bytes[index] = value;
-}
-
 bool Rtc::running() const {
   return (state_.bytes[kControlB] & kBSet) == 0 &&
          (state_.bytes[kControlA] & kADividerMask) == kADividerRunning;

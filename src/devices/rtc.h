@@ -18,9 +18,7 @@
 
 namespace wisp {
 
-inline constexpr std::uint16_t kRtcPortBase = 0x70;
 inline constexpr std::uint16_t kRtcPortCount = 2;
-inline constexpr std::uint32_t kRtcGsi = 8;  // edge-triggered
 // Where the century is, for the FADT (BCD or binary as the rest).
 inline constexpr std::uint8_t kRtcCenturyIndex = 0x32;
 
@@ -32,9 +30,6 @@ class Rtc final : public Device {
   Rtc(const Rtc&) = delete;
   Rtc& operator=(const Rtc&) = delete;
   ~Rtc() override;
-
-  // A byte of the battery-backed memory, index 0x0e to 0x7f but for the century.
-  void set_nvram(std::uint8_t index, std::uint8_t value);
 
   [[nodiscard]] std::string_view name() const override { return "rtc"; }
   void io_read(std::uint64_t offset, std::span<std::uint8_t> data) override;

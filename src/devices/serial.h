@@ -17,9 +17,7 @@
 
 namespace wisp {
 
-inline constexpr std::uint16_t kSerialPortBase = 0x3f8;  // COM1
 inline constexpr std::uint16_t kSerialPortCount = 8;
-inline constexpr std::uint32_t kSerialGsi = 4;  // edge-triggered, active high
 
 class Serial final : public Device, public CharReceiver {
  public:

@@ -1,5 +1,7 @@
 // The seam under every machine: an engine makes VMs, a VM has memory slots, interrupt lines and vCPUs, a vCPU
 // runs until an Exit. Engines: kvm (hypervisor/kvm), soft (hypervisor/soft), fake (tests/support).
+// Nothing takes snapshots yet: the dirty log, message lines and the saved state of a vCPU have no user but
+// the tests, and the saved state of the platform only the reset.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +31,7 @@ struct MsiMessage {
 class Vcpu {
  public:
   virtual ~Vcpu() = default;
-  // APIC id and index.
+  // The index: create_vcpu()'s `id`, from which apic_id_of() has the APIC id.
   [[nodiscard]] virtual std::uint32_t id() const = 0;
 
   // Enters the guest until there is something for the caller to do. Called by one thread only, the same each
@@ -60,6 +62,9 @@ struct CpuTopology {
   std::uint32_t threads = 1;
 };
 
+// The pins of the I/O APIC are GSI 0 to 23; the first 16 are also those of the PICs.
+inline constexpr std::uint32_t kIoApicPins = 24;
+
 struct VmOptions {
   std::uint32_t max_vcpus = 1;
   CpuTopology topology = {};
@@ -80,8 +85,7 @@ class Vm {
   [[nodiscard]] virtual AddressSpaceListener& memory_listener() = 0;
   [[nodiscard]] virtual AddressSpaceListener& port_listener() = 0;
 
-  // GSI 0-23 are the pins of the I/O APIC at 0xfec00000 (0-15 also of the PIC). Lines must not outlive the
-  // VM.
+  // A pin of the I/O APIC at 0xfec00000, below kIoApicPins. Lines must not outlive the VM.
   [[nodiscard]] virtual Result<std::unique_ptr<IrqLine>> irq_line(std::uint32_t gsi) = 0;
   // A line that sends a message; set_level does nothing.
   [[nodiscard]] virtual Result<std::unique_ptr<IrqLine>> msi_line(const MsiMessage& message) = 0;

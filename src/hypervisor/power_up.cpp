@@ -1,13 +1,12 @@
 #include "hypervisor/power_up.h"
 
 #include "base/bytes.h"
+#include "hypervisor/xsave_layout.h"
 
 namespace wisp {
 namespace {
 
-// The XSAVE area, in the standard format, and where its header starts (SDM volume 1, 13.4).
 constexpr std::size_t kXsaveSize = 4096;
-constexpr std::size_t kXsaveHeader = 512;
 
 }  // namespace
 
@@ -27,10 +26,10 @@ CpuState power_up_state(std::uint32_t apic_id, bool boot, std::uint32_t version,
   sregs.apic_base = 0xfee00800 | (boot ? 0x100U : 0U);
 
   state.xsave.resize(kXsaveSize);
-  store_le<std::uint16_t>(state.xsave.data(), 0x40);         // FCW
-  store_le<std::uint16_t>(state.xsave.data() + 4, 0);        // FTW, abridged: all empty
-  store_le<std::uint32_t>(state.xsave.data() + 24, 0x1f80);  // MXCSR
-  store_le<std::uint64_t>(state.xsave.data() + kXsaveHeader, 3);
+  store_le<std::uint16_t>(state.xsave.data() + xsave::kControl, 0x40);
+  store_le<std::uint16_t>(state.xsave.data() + xsave::kTag, 0);  // abridged: all empty
+  store_le(state.xsave.data() + xsave::kMxcsr, xsave::kMxcsrInit);
+  store_le(state.xsave.data() + xsave::kHeader, xsave::kX87 | xsave::kSse);
 
   const auto set = [&](std::size_t offset, std::uint32_t value) {
     store_le(state.lapic.regs.data() + offset, value);

@@ -6,7 +6,9 @@
 
 #include <bit>
 #include <cstdint>
+#include <string_view>
 
+#include "base/error.h"
 #include "hypervisor/hypervisor.h"
 
 namespace wisp {
@@ -46,5 +48,10 @@ struct ApicIdShifts {
   return (socket << shifts.package) | (die << shifts.die) | (cluster << shifts.cluster) |
          (core << shifts.core) | thread;
 }
+
+// Whether `engine` ("KVM on this host"), which takes `most_vcpus` vCPUs and APIC ids below `apic_ids`, can
+// make this VM.
+[[nodiscard]] Result<void> check_topology(const VmOptions& options, std::uint32_t most_vcpus,
+                                          std::uint32_t apic_ids, std::string_view engine);
 
 }  // namespace wisp

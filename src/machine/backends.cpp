@@ -176,6 +176,15 @@ Result<void> Backends::add_object(const BackendConfig& config) {
   return {};
 }
 
+Result<RingBackend*> Backends::ring(const std::string& id) {
+  WISP_ASSIGN(const auto* entry, find_entry(chardevs_, "chardev", id));
+  auto* ring = dynamic_cast<RingBackend*>(entry->backend.get());
+  if (ring == nullptr) {
+    return fail("chardev {} is not of kind ringbuf", id);
+  }
+  return ring;
+}
+
 Result<std::unique_ptr<EntropySource>> Backends::open_rng(const std::string& id) const {
   const auto found = rng_files_.find(id);
   if (found == rng_files_.end()) {

@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "block/block_backend.h"
 #include "chardev/char_backend.h"
+#include "chardev/ring_backend.h"
 #include "machine/config.h"
 #include "net/netdev.h"
 
@@ -61,6 +62,8 @@ class Backends final {
   [[nodiscard]] Result<Netdev> take_netdev(const std::string& id, const std::string& user);
   [[nodiscard]] Result<CharBackend*> use_chardev(const std::string& id, const std::string& user);
   [[nodiscard]] Result<std::string> use_chardev_path(const std::string& id, const std::string& user);
+  // A chardev of kind ringbuf, used or not. The pointer stays good until the chardev is removed.
+  [[nodiscard]] Result<RingBackend*> ring(const std::string& id);
   // A source of its own for each device that names the object.
   [[nodiscard]] Result<std::unique_ptr<EntropySource>> open_rng(const std::string& id) const;
   // The device with this id is gone.

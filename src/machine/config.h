@@ -13,6 +13,10 @@
 
 namespace wisp {
 
+// APIC ids have 8 bits, all ones is broadcast, and the I/O APIC has one in the MP table.
+inline constexpr std::uint32_t kMaxVcpus = 254;
+inline constexpr std::size_t kMaxIothreads = 8;
+
 enum class Accel : std::uint8_t { kAuto, kKvm, kSoft };
 
 // One -device: a driver from the table of devices (device_table.h) with options checked against its

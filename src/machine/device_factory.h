@@ -45,8 +45,8 @@ class DeviceFactory final : private BalloonHost {
   DeviceFactory& operator=(const DeviceFactory&) = delete;
   ~DeviceFactory() override = default;
 
-  // Whether the driver takes a virtio slot of its own (the ports of a virtio-serial device isa-debug-exit and
-  // pc-testdev do not).
+  // Whether the driver takes a virtio slot of its own: the ports of a virtio-serial device, isa-debug-exit
+  // and pc-testdev do not.
   [[nodiscard]] static bool is_virtio(const DeviceConfig& device);
   // Whether its chardev= names the socket of another process that serves it.
   [[nodiscard]] static bool is_vhost_user(const DeviceConfig& device);

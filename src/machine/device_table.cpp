@@ -38,8 +38,6 @@ constexpr auto kRngRandomProperties = std::to_array<PropertySpec>({
      .maximum = 4095},
 });
 
-}  // namespace
-
 std::span<const DriverInfo> device_drivers() {
   static const auto kTable = std::to_array<DriverInfo>({
       {"virtio-blk-device", "a disk", virtio_blk_properties(), true},
@@ -58,8 +56,9 @@ std::span<const DriverInfo> device_drivers() {
        kVirtioConsolePortProperties, false},
       {"virtserialport", "a port (/dev/virtio-ports/...) of the virtio-serial-device before it",
        kVirtioConsolePortProperties, false},
-      {"isa-debug-exit", "a port by which the guest ends the process with a status", kDebugExitProperties,
-       false},
+      {"isa-debug-exit",
+       "a port by which the guest ends the process: its exit status is twice the value written, plus 1",
+       kDebugExitProperties, false},
       {"pc-testdev",
        "the registers and interrupt lines of bare-metal test programs (kvm-unit-tests)",
        {},
@@ -81,7 +80,6 @@ std::span<const DriverInfo> netdev_kinds() {
       {"passt", "the same as user", kPasstProperties, true},
       {"stream", "length-prefixed frames over a stream socket", kStreamProperties, true},
       {"dgram", "frames as datagrams over an open socket", kDgramProperties, true},
-      {"vhost-user", "queues served by another process", kVhostUserNetProperties, true},
   });
   return kTable;
 }
@@ -104,13 +102,14 @@ std::span<const DriverInfo> object_kinds() {
   return kTable;
 }
 
-const DriverInfo* find_driver(std::span<const DriverInfo> table, std::string_view name) {
-  for (const DriverInfo& driver : table) {
-    if (driver.name == name) {
-      return &driver;
-    }
-  }
-  return nullptr;
+}  // namespace
+
+DriverTables driver_tables() {
+  return {.devices = device_drivers(),
+          .drives = drive_kinds(),
+          .netdevs = netdev_kinds(),
+          .chardevs = chardev_kinds(),
+          .objects = object_kinds()};
 }
 
 }  // namespace wisp

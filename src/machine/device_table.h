@@ -15,13 +15,24 @@ struct DriverInfo {
   bool hotpluggable = false;
 };
 
-// All drivers of -device, and all kinds of -netdev, -chardev and -object. A drive's options are the single
-// entry of drive_kinds(), named "".
-[[nodiscard]] std::span<const DriverInfo> device_drivers();
-[[nodiscard]] std::span<const DriverInfo> drive_kinds();
-[[nodiscard]] std::span<const DriverInfo> netdev_kinds();
-[[nodiscard]] std::span<const DriverInfo> chardev_kinds();
-[[nodiscard]] std::span<const DriverInfo> object_kinds();
-[[nodiscard]] const DriverInfo* find_driver(std::span<const DriverInfo> table, std::string_view name);
+// All drivers of -device, and all kinds of -netdev, -chardev and -object.
+struct DriverTables {
+  std::span<const DriverInfo> devices;
+  std::span<const DriverInfo> drives;  // one entry, named ""
+  std::span<const DriverInfo> netdevs;
+  std::span<const DriverInfo> chardevs;
+  std::span<const DriverInfo> objects;
+};
+[[nodiscard]] DriverTables driver_tables();
+
+// The entry with exactly this name; null where there is none.
+[[nodiscard]] inline const DriverInfo* find_driver(std::span<const DriverInfo> table, std::string_view name) {
+  for (const DriverInfo& driver : table) {
+    if (driver.name == name) {
+      return &driver;
+    }
+  }
+  return nullptr;
+}
 
 }  // namespace wisp

@@ -8,7 +8,6 @@
 namespace wisp {
 namespace {
 
-constexpr std::size_t kMaxIothreads = 8;
 // No device's id: that has no '#'.
 constexpr const char* kSerialUser = "serial#0";
 
@@ -316,24 +315,24 @@ Result<void> Machine::load_boot() {
     placements.push_back(
         {.gpa = block.gpa, .block_offset = block.fd_offset, .size = block.size, .block = &ram_->block()});
   }
-  WISP_ASSIGN(boot_state_, prepare_boot(describe_boot(), ram_->memory(), placements));
+  WISP_ASSIGN(const BootState boot, prepare_boot(describe_boot(), ram_->memory(), placements));
   // All of it was given back to the host before, or is mapped anew.
   for (const GuestMemoryBlock& block : ram_->memory().blocks()) {
     ram_->memory().mark_dirty(block.gpa, block.size);
   }
   // Once: a guest may restart as often as it likes.
-  if (boot_state_.devices_not_named > 0 && !std::exchange(told_of_unnamed_devices_, true)) {
+  if (boot.devices_not_named > 0 && !std::exchange(told_of_unnamed_devices_, true)) {
     services_.log.warning(
         "{} devices do not fit on the kernel's command line: only kernels with ACPI find them",
-        boot_state_.devices_not_named);
+        boot.devices_not_named);
   }
   Vcpu& boot_cpu = vcpus_.front()->vcpu();
   // What the boot protocol does not speak of stays as after power-up.
   WISP_ASSIGN(const CpuSpecialRegs power_up, boot_cpu.special_regs());
-  CpuSpecialRegs sregs = boot_state_.cpu.sregs;
+  CpuSpecialRegs sregs = boot.cpu.sregs;
   sregs.apic_base = power_up.apic_base;
   WISP_TRY(boot_cpu.set_special_regs(sregs));
-  return boot_cpu.set_regs(boot_state_.cpu.regs);
+  return boot_cpu.set_regs(boot.cpu.regs);
 }
 
 Result<void> Machine::start() {
@@ -481,7 +480,6 @@ void Machine::quit(ShutdownReason reason) {
   }
   park_vcpus();
   state_ = RunState::kShutdown;
-  shutdown_reason_ = reason;
   switch (reason) {
     case ShutdownReason::kError:
       exit_status_ = 1;

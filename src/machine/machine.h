@@ -64,10 +64,8 @@ class Machine final : public MachineControl, private VcpuEvents {
   // The terminal that the program was started on may have another size now.
   void refresh_terminal_sizes() { backends_->refresh_terminal_sizes(); }
 
-  // Once state() is kShutdown: what ended the machine, and the exit status that asks of the process.
-  [[nodiscard]] ShutdownReason shutdown_reason() const { return shutdown_reason_; }
+  // Once state() is kShutdown: the exit status of the process that the reason for it asks for.
   [[nodiscard]] int exit_status() const { return exit_status_; }
-  [[nodiscard]] const BootState& boot_state() const { return boot_state_; }
 
   void add_events(MachineEvents* events) override;
   void remove_events(MachineEvents* events) override;
@@ -91,6 +89,8 @@ class Machine final : public MachineControl, private VcpuEvents {
   [[nodiscard]] Result<void> remove_netdev(const std::string& id) override;
   [[nodiscard]] Result<void> add_chardev(const BackendConfig& chardev) override;
   [[nodiscard]] Result<void> remove_chardev(const std::string& id) override;
+  [[nodiscard]] Result<std::string> read_ring(const std::string& id, std::size_t most) override;
+  [[nodiscard]] Result<void> write_ring(const std::string& id, std::string_view bytes) override;
   [[nodiscard]] Result<void> add_device(const DeviceConfig& device) override;
   [[nodiscard]] Result<void> remove_device(const std::string& id) override;
 
@@ -155,7 +155,6 @@ class Machine final : public MachineControl, private VcpuEvents {
   std::unique_ptr<Hypervisor> engine_;
   MachineServices services_;
   RunState state_ = RunState::kCreated;
-  ShutdownReason shutdown_reason_ = ShutdownReason::kHostQuit;
   int exit_status_ = 0;
   std::vector<MachineEvents*> events_;
   std::atomic<bool> shutdown_under_way_ = false;
@@ -180,8 +179,7 @@ class Machine final : public MachineControl, private VcpuEvents {
   std::unique_ptr<Platform> platform_;
   std::unique_ptr<VirtioSlots> slots_;
   std::unique_ptr<DeviceFactory> factory_;
-  std::vector<std::uint8_t> power_up_platform_;  // of the engine's interrupt controllers
-  BootState boot_state_;
+  std::vector<std::uint8_t> power_up_platform_;   // of the engine's interrupt controllers
   std::vector<std::unique_ptr<Vcpu>> new_vcpus_;  // until their threads are made
   std::vector<std::unique_ptr<VcpuThread>> vcpus_;
 };

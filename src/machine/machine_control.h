@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/error.h"
@@ -13,7 +14,7 @@
 
 namespace wisp {
 
-enum class RunState : std::uint8_t { kCreated, kRunning, kPaused, kShutdown, kInternalError };
+enum class RunState : std::uint8_t { kCreated, kRunning, kPaused, kShutdown };
 
 enum class ShutdownReason : std::uint8_t {
   kGuestShutdown,  // the guest powered off
@@ -118,6 +119,10 @@ class MachineControl {
   [[nodiscard]] virtual Result<void> remove_netdev(const std::string& id) = 0;
   [[nodiscard]] virtual Result<void> add_chardev(const BackendConfig& chardev) = 0;
   [[nodiscard]] virtual Result<void> remove_chardev(const std::string& id) = 0;
+  // The ring of a chardev of kind ringbuf: takes at most `most` of its oldest bytes out, or puts bytes in at
+  // its end, where they push the oldest out. Fail where there is no such chardev.
+  [[nodiscard]] virtual Result<std::string> read_ring(const std::string& id, std::size_t most) = 0;
+  [[nodiscard]] virtual Result<void> write_ring(const std::string& id, std::string_view bytes) = 0;
   // Takes the descriptors that the device's options name over, on failure too.
   [[nodiscard]] virtual Result<void> add_device(const DeviceConfig& device) = 0;
   // On return the device is gone, and the guest is told then: it is not asked first. on_device_deleted comes

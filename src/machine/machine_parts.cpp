@@ -90,6 +90,16 @@ Result<void> Machine::remove_chardev(const std::string& id) {
   return backends_->remove_chardev(id);
 }
 
+Result<std::string> Machine::read_ring(const std::string& id, std::size_t most) {
+  WISP_ASSIGN(RingBackend * ring, backends_->ring(id));
+  return ring->take(most);
+}
+Result<void> Machine::write_ring(const std::string& id, std::string_view bytes) {
+  WISP_ASSIGN(RingBackend * ring, backends_->ring(id));
+  ring->write(std::span(reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()));
+  return {};
+}
+
 Result<void> Machine::add_device(const DeviceConfig& device) {
   LentFds lent(device.properties);
   const auto is_part = [&device](const DeviceConfig& other) {

@@ -7,8 +7,18 @@
 #include "devices/i8042.h"
 #include "devices/rtc.h"
 #include "devices/serial.h"
+#include "hypervisor/kvm/kvm_hypervisor.h"
+#include "hypervisor/soft/ioapic.h"
+#include "hypervisor/soft/lapic.h"
+#include "virtio/mmio_transport.h"
 
 namespace wisp {
+
+// What rooms that do not know the layout have at fixed places too.
+static_assert(layout::kVirtioMmioSize == kVirtioMmioSize);
+static_assert(layout::kIoApic == soft::kIoApicAddress && layout::kLocalApic == soft::kApicBaseDefault);
+static_assert(layout::kEnginePages == kvm::kReservedStart &&
+              layout::kEnginePagesEnd == kvm::kReservedStart + kvm::kReservedSize);
 
 Platform::~Platform() {
   for (const Placed& placed : regions_) {
@@ -46,13 +56,13 @@ Result<std::unique_ptr<Platform>> Platform::create(const Parts& parts, PlatformC
                                                    const std::optional<DebugExitOptions>& debug_exit) {
   std::unique_ptr<Platform> platform(new Platform(parts));
 
-  WISP_ASSIGN(auto serial_irq, parts.vm.irq_line(kSerialGsi));
-  WISP_TRY(platform->add_ports(std::make_shared<Serial>(std::move(serial_irq), parts.serial), kSerialPortBase,
-                               kSerialPortCount));
+  WISP_ASSIGN(auto serial_irq, parts.vm.irq_line(layout::kSerialGsi));
+  WISP_TRY(platform->add_ports(std::make_shared<Serial>(std::move(serial_irq), parts.serial),
+                               layout::kSerialPort, kSerialPortCount));
 
-  WISP_ASSIGN(auto rtc_irq, parts.vm.irq_line(kRtcGsi));
+  WISP_ASSIGN(auto rtc_irq, parts.vm.irq_line(layout::kRtcGsi));
   WISP_ASSIGN(auto rtc, Rtc::create(parts.loop, parts.clock, std::move(rtc_irq)));
-  WISP_TRY(platform->add_ports(std::move(rtc), kRtcPortBase, kRtcPortCount));
+  WISP_TRY(platform->add_ports(std::move(rtc), layout::kRtcPort, kRtcPortCount));
 
   WISP_TRY(platform->add_ports(std::make_shared<I8042>(callbacks.reset), kI8042PortBase, kI8042PortCount));
   WISP_TRY(platform->add_ports(std::make_shared<BootTimer>(parts.clock, parts.process_start_ns, parts.log),
@@ -66,11 +76,11 @@ Result<std::unique_ptr<Platform>> Platform::create(const Parts& parts, PlatformC
     WISP_TRY(platform->add_test_devices(parts));
   }
 
-  WISP_ASSIGN(auto power_irq, parts.vm.irq_line(kPowerGsi));
+  WISP_ASSIGN(auto power_irq, parts.vm.irq_line(layout::kGedGsi));
   platform->power_ = std::make_shared<PowerDevice>(
       std::move(power_irq),
       PowerCallbacks{.shutdown = std::move(callbacks.shutdown), .reset = std::move(callbacks.reset)});
-  WISP_TRY(platform->add_ports(platform->power_, kPowerPortBase, kPowerPortCount));
+  WISP_TRY(platform->add_ports(platform->power_, layout::kPowerPort, kPowerPortCount));
 
   platform->slot_hotplug_ =
       std::make_shared<SlotHotplug>([power = platform->power_.get()] { power->raise(kPowerEventSlotScan); });
@@ -81,10 +91,10 @@ Result<std::unique_ptr<Platform>> Platform::create(const Parts& parts, PlatformC
 
 AcpiPower Platform::acpi_power() {
   const auto port = [](std::uint16_t offset) {
-    return AcpiRegister{.space = AcpiSpace::kIo, .address = kPowerPortBase + std::uint64_t{offset}};
+    return AcpiRegister{.space = AcpiSpace::kIo, .address = layout::kPowerPort + std::uint64_t{offset}};
   };
   return {.event_selector = port(kPowerEventSelector),
-          .gsi = kPowerGsi,
+          .gsi = layout::kGedGsi,
           .level_triggered = true,
           .power_button = kPowerEventPowerButton,
           .sleep_button = kPowerEventSleepButton,

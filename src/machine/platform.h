@@ -59,8 +59,6 @@ class Platform final {
   [[nodiscard]] static AcpiPower acpi_power();
   [[nodiscard]] static AcpiRegister acpi_slot_hotplug();
   void reset();
-  // In a fixed order.
-  [[nodiscard]] const std::vector<std::shared_ptr<Device>>& devices() const { return devices_; }
 
  private:
   explicit Platform(const Parts& parts) : ports_(parts.ports) {}

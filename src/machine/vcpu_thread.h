@@ -28,7 +28,7 @@ class VcpuEvents {
   [[nodiscard]] virtual Result<void> vcpu_thread_started(std::uint32_t id) = 0;
   // The processor shut down (`fell_over`: a triple fault) or asked for a reset; it does not run until then.
   virtual void vcpu_reset_request(std::uint32_t id, bool fell_over) = 0;
-  // The engine cannot go on with this vCPU, which stays parked until the machine is reset.
+  // The engine cannot go on with this vCPU, which runs no more: the machine is to end.
   virtual void vcpu_failed(std::uint32_t id, const std::string& message) = 0;
   // Asked after each write to a device: whether the guest has asked for something that ends its run (power
   // off, reset), which the vCPU then waits for, parked or not, rather than run on until it comes.

@@ -7,7 +7,6 @@
 #include <cerrno>
 #include <utility>
 
-#include "base/checked.h"
 #include "net/dgram_backend.h"
 #include "net/stream_net_backend.h"
 #include "net/tap.h"
@@ -34,9 +33,11 @@ constexpr std::array kTapSpecs{
     PropertySpec{.name = "vhostfds", .help = "descriptors of opened /dev/vhost-net, one per queue pair"},
     PropertySpec{.name = "script",
                  .help = "none is run",
+                 .default_text = "no",
                  .ignored_because = "no script is run: set the interface up beforehand"},
     PropertySpec{.name = "downscript",
                  .help = "none is run",
+                 .default_text = "no",
                  .ignored_because = "no script is run: set the interface up beforehand"},
 };
 constexpr std::array kPasstSpecs{
@@ -61,33 +62,11 @@ constexpr std::array kStreamSpecs{
 constexpr std::array kDgramSpecs{
     PropertySpec{.name = "fd", .help = "descriptor of a connected datagram socket"},
 };
-constexpr std::array kVhostUserSpecs{
-    PropertySpec{.name = "chardev", .help = "socket chardev that leads to the back end program"},
-    PropertySpec{.name = "queues",
-                 .kind = PropertyKind::kUint,
-                 .help = "queue pairs",
-                 .minimum = 1,
-                 .maximum = kMaxTapQueues},
-};
 
-Result<std::vector<int>> parse_fds(std::string_view option, std::string_view text) {
-  std::vector<int> fds;
-  while (true) {
-    const std::size_t colon = text.find(':');
-    const auto number = parse_uint(text.substr(0, colon));
-    const auto fd = number ? checked_cast<int>(*number) : std::nullopt;
-    if (!fd) {
-      return fail("{}={} is not a descriptor number, or several with ':' between them", option, text);
-    }
-    if (std::ranges::find(fds, *fd) != fds.end()) {
-      return fail("{} names descriptor {} twice", option, *fd);
-    }
-    fds.push_back(*fd);
-    if (colon == std::string_view::npos) {
-      return fds;
-    }
-    text.remove_prefix(colon + 1);
-  }
+// The descriptors that `text`, the value of `option`, names.
+Result<std::vector<int>> fds_in(std::string_view option, std::string_view text) {
+  auto fds = parse_fds(text);
+  return fds ? std::move(fds) : fail("option '{}': {}", option, fds.error().message);
 }
 
 // The descriptors of the option `one` or `many`.
@@ -96,7 +75,7 @@ Result<std::vector<int>> fds_of(const PropertySet& properties, std::string_view 
     return fail("{}= and {}= cannot both be given", one, many);
   }
   if (const auto text = properties.find_string(one)) {
-    WISP_ASSIGN(auto fds, parse_fds(one, *text));
+    WISP_ASSIGN(auto fds, fds_in(one, *text));
     if (fds.size() != 1) {
       return fail("{}={} has more than one descriptor{}", one, *text,
                   many.empty() ? "" : fmt::format(" (use {}=)", many));
@@ -104,7 +83,7 @@ Result<std::vector<int>> fds_of(const PropertySet& properties, std::string_view 
     return fds;
   }
   const auto text = many.empty() ? std::nullopt : properties.find_string(many);
-  return text ? parse_fds(many, *text) : std::vector<int>{};
+  return text ? fds_in(many, *text) : std::vector<int>{};
 }
 
 Result<void> parse_tap(NetdevConfig& config, const PropertySet& properties) {
@@ -151,7 +130,6 @@ constinit const std::span<const PropertySpec> kTapProperties = kTapSpecs;
 constinit const std::span<const PropertySpec> kPasstProperties = kPasstSpecs;
 constinit const std::span<const PropertySpec> kStreamProperties = kStreamSpecs;
 constinit const std::span<const PropertySpec> kDgramProperties = kDgramSpecs;
-constinit const std::span<const PropertySpec> kVhostUserNetProperties = kVhostUserSpecs;
 
 Result<NetdevConfig> parse_netdev(std::string_view kind, std::string id, const PropertySet& properties,
                                   std::vector<int> fds) {
@@ -196,8 +174,6 @@ Result<NetdevConfig> parse_netdev(std::string_view kind, std::string id, const P
                     ? fail("give either path= (a listening Unix socket) or fd= (a connected one)")
                     : fail("give fd= (a connected datagram socket)");
     }
-  } else if (kind == "vhost-user") {
-    checked = fail("vhost-user network back ends are not supported yet: use tap or passt");
   } else {
     checked = fail("kind '{}' is not one of tap, passt, user, stream, dgram", kind);
   }

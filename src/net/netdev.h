@@ -40,7 +40,6 @@ extern const std::span<const PropertySpec> kTapProperties;
 extern const std::span<const PropertySpec> kPasstProperties;
 extern const std::span<const PropertySpec> kStreamProperties;
 extern const std::span<const PropertySpec> kDgramProperties;
-extern const std::span<const PropertySpec> kVhostUserNetProperties;
 
 // `kind` as in -netdev; `fds` are descriptors that came by QMP getfd, in place of fd= or fds=. Nothing is
 // opened or taken over yet.

@@ -40,7 +40,7 @@ class TapBackend final : public NetBackend {
 
  private:
   TapBackend(std::vector<UniqueFd> fds, std::string name, bool vnet_header, bool multi_queue);
-  // Sets header size and byte order, and finds out which offloads the kernel takes.
+  // Sets the header size, and finds out which offloads the kernel takes.
   [[nodiscard]] Result<void> prepare();
 
   const std::vector<UniqueFd> fds_;

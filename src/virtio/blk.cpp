@@ -577,18 +577,6 @@ void VirtioBlk::break_device(std::string_view what) {
   interrupts_->needs_reset();
 }
 
-Result<void> VirtioBlk::refresh_size() {
-  const std::uint64_t before = backend_.geometry().size;
-  auto size = backend_.refresh_size();
-  if (!size) {
-    return with_context("drive " + options_.drive, size.error());
-  }
-  if (*size != before && interrupts_ != nullptr) {
-    interrupts_->config_changed();
-  }
-  return {};
-}
-
 StateRecord VirtioBlk::save() const {
   StateWriter writer;
   writer.put(backend_.geometry().size);

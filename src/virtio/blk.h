@@ -63,8 +63,6 @@ class VirtioBlk final : public VirtioDevice, private BlockClient {
   [[nodiscard]] const VirtioBlkOptions& options() const { return options_; }
   // Since the start, resets included. With the strand's lock held.
   [[nodiscard]] const BlockCounters& counters() const { return counters_; }
-  // Somebody resized the storage: takes the new size up and tells the driver. With the strand's lock held.
-  [[nodiscard]] Result<void> refresh_size();
 
  protected:
   void on_pause() override;

@@ -135,15 +135,6 @@ VirtioConsole::Port* VirtioConsole::find_port(std::uint32_t nr) const {
   return found == ports_.end() ? nullptr : found->get();
 }
 
-std::optional<std::uint32_t> VirtioConsole::port_number(std::string_view id) const {
-  for (const auto& port : ports_) {
-    if (port->options.id == id) {
-      return port->nr;
-    }
-  }
-  return std::nullopt;
-}
-
 void VirtioConsole::read_config(std::uint64_t offset, std::span<std::uint8_t> data) {
   std::array<std::uint8_t, kConfigSize> bytes{};
   if (const Port* console = find_port(0)) {

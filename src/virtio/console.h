@@ -84,9 +84,6 @@ class VirtioConsole final : public VirtioDevice {
   [[nodiscard]] StateRecord save() const override;
   [[nodiscard]] Result<void> load(const StateRecord& record) override;
 
-  // The number that a port got; for listings.
-  [[nodiscard]] std::optional<std::uint32_t> port_number(std::string_view id) const;
-
  protected:
   void on_pause() override;
   void on_resume() override;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <charconv>
 #include <utility>
 
 #include "base/bytes.h"
@@ -129,19 +128,11 @@ Result<MacAddress> random_mac(EntropySource& entropy) {
 constinit const std::span<const PropertySpec> kVirtioNetProperties = kSpecs;
 
 Result<MacAddress> parse_mac(std::string_view text) {
-  MacAddress mac{};
-  std::size_t at = 0;
-  for (std::size_t i = 0; i < mac.size(); ++i, at += 3) {
-    const bool separated = i == 0 || (at - 1 < text.size() && text[at - 1] == ':');
-    const std::string_view digits = at < text.size() ? text.substr(at, 2) : std::string_view{};
-    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), mac[i], 16);
-    if (!separated || digits.size() != 2 || error != std::errc{} || end != digits.data() + 2) {
-      return fail("mac={} is not a MAC address such as 52:54:00:12:34:56", text);
-    }
-  }
-  if (text.size() != at - 1) {
+  const auto bytes = parse_mac_bytes(text);
+  if (!bytes) {
     return fail("mac={} is not a MAC address such as 52:54:00:12:34:56", text);
   }
+  const MacAddress& mac = *bytes;
   if ((mac[0] & 1) != 0) {
     return fail("mac={} is a group address: the first byte must be even", text);
   }

@@ -66,7 +66,6 @@ class VirtioNet final : public VirtioDevice, private NetPairOwner {
   [[nodiscard]] const MacAddress& mac() const { return state_.mac; }
   // Zero where the kernel moves the frames.
   [[nodiscard]] const NetCounters& counters() const { return counters_; }
-  [[nodiscard]] std::string backend_description() const { return backend_->description(); }
 
  private:
   // What the driver can change by the control queue.

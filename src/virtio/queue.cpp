@@ -282,11 +282,6 @@ void Queue::push(const DescriptorChain& chain, std::uint32_t written) {
   publish();
 }
 
-void Queue::push_head(std::uint16_t head, std::uint32_t written) {
-  stage_head(head, written);
-  publish();
-}
-
 void Queue::stage(const DescriptorChain& chain, std::uint32_t written) {
   WISP_ASSERT(written <= chain.writable_size_);
   std::uint64_t left = written;

@@ -26,7 +26,6 @@ inline constexpr std::uint32_t kMaxChainLength = 1024;
 inline constexpr std::uint64_t kVirtioFeatureIndirectDesc = 1ULL << 28;
 inline constexpr std::uint64_t kVirtioFeatureEventIdx = 1ULL << 29;
 inline constexpr std::uint64_t kVirtioFeatureVersion1 = 1ULL << 32;
-inline constexpr std::uint64_t kVirtioFeatureRingReset = 1ULL << 40;
 
 // The queue's registers as the driver left them.
 struct QueueConfig {
@@ -106,9 +105,6 @@ class Queue final {
   // their order, once they are published.
   void stage(const DescriptorChain& chain, std::uint32_t written);
   void publish();
-  // push() for a device that kept only the head; marks nothing dirty (do that with
-  // GuestMemory::mark_dirty).
-  void push_head(std::uint16_t head, std::uint32_t written);
 
   // Whether the driver wants an interrupt for what was pushed since the last call (2.7.7, 2.7.10).
   [[nodiscard]] bool take_interrupt_wish();

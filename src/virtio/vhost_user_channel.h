@@ -59,7 +59,7 @@ class VhostUserChannel final {
   VhostUserChannel(VhostUserChannel&&) noexcept = default;
   VhostUserChannel& operator=(VhostUserChannel&&) noexcept = default;
 
-  // -1 after close(). To be watched for the peer's end, with is_alive().
+  // -1 after close(). To be watched for the peer's end, with check_alive().
   [[nodiscard]] int fd() const { return socket_.get(); }
   [[nodiscard]] const std::string& peer() const { return peer_; }
 

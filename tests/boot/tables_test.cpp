@@ -337,7 +337,7 @@ TEST(VirtioSlots, ShareThePinsThatAreFree) {
     const VirtioMmioSlot slot = virtio_slot(i);
     EXPECT_EQ(slot.base, 0xFEB0'0000U + i * 0x1000);
     EXPECT_GE(slot.gsi, 5U);
-    EXPECT_LT(slot.gsi, layout::kIoApicPins);
+    EXPECT_LT(slot.gsi, kIoApicPins);
     EXPECT_LT(virtio_slot(i, false).gsi, 16U);
     EXPECT_EQ(virtio_slot(i, false).base, slot.base);
     for (const std::uint32_t taken : {layout::kSerialGsi, layout::kRtcGsi, layout::kGedGsi}) {

@@ -8,7 +8,7 @@
 #include <fstream>
 #include <sstream>
 
-#include "control/test_tables.h"
+#include "machine/device_table.h"
 
 namespace wisp {
 namespace {
@@ -42,7 +42,7 @@ std::vector<std::string> words(const std::string& text) {
 }
 
 Result<CommandLine> parse(const std::string& text) {
-  return parse_command_line(words(text), test::tables());
+  return parse_command_line(words(text), driver_tables());
 }
 
 CommandLine good(const std::string& text) {
@@ -294,6 +294,7 @@ TEST(CommandLine, WhatLibvirtGivesIsTakenWithAWarningEach) {
       "-chardev pty,id=c",
       "-object memory-backend-ram,id=m,size=64M",
       "-drive id=d,file=f,werror=stop -device virtio-blk-device,drive=d,id=b",
+      "-drive id=d,file=f,detect-zeroes=unmap -device virtio-blk-device,drive=d,id=b",
       "-drive id=d,file=f -device virtio-blk-device,drive=d,id=b,bootindex=1"};
   for (const std::string& option : options) {
     const CommandLine line = good("-kernel k " + option);
@@ -395,7 +396,7 @@ TEST(CommandLine, Errors) {
        "iothread,id=5 -object iothread,id=6 -object iothread,id=7 -object iothread,id=8 -object "
        "iothread,id=9",
        "-object 'iothread,id=9': there are 8 iothreads already, the most a machine may have"},
-      {"-drive id=a", "-drive 'id=a': option 'file' is missing (path of the image)"},
+      {"-drive id=a", "-drive 'id=a': option 'file' is missing (path of the disk image or block device)"},
       {"-drive file=x", "-drive 'file=x': option 'id' is missing"},
       {"-drive file=x,id=a/b",
        "-drive 'file=x,id=a/b': id 'a/b' is not usable, expected 1 to 127 letters, "
@@ -411,7 +412,11 @@ TEST(CommandLine, Errors) {
        "-drive: 'file=x,id=a,' has an empty part; write one ',' between options and ',,' "
        "for a comma in a value"},
       {"-drive file=x,id=a,format=qcow2",
-       "-drive 'file=x,id=a,format=qcow2': option 'format': 'qcow2' is not supported, expected raw"},
+       "-drive 'file=x,id=a,format=qcow2': option 'format': 'qcow2' is not supported, expected raw; convert "
+       "the image with: qemu-img convert -O raw OLD NEW"},
+      {"-drive file=x,id=a,unit=0",
+       "-drive 'file=x,id=a,unit=0': option 'unit': it belongs to if=pflash, which only a standard machine "
+       "has"},
       {"-drive file=x,id=a,if=pflash,unit=0",
        "-drive 'file=x,id=a,if=pflash,unit=0': firmware flash (if=pflash) needs a standard machine; a "
        "microVM "
@@ -422,6 +427,9 @@ TEST(CommandLine, Errors) {
        "range, expected 0 to 1000000"},
       {"-drive file=x,id=a -drive file=y,id=a", "-drive: id 'a' is used twice; ids must differ"},
       {"-netdev tup,id=a", "-netdev 'tup,id=a': unknown network 'tup'; did you mean 'tap'?"},
+      {"-netdev vhost-user,id=a,chardev=c",
+       "-netdev 'vhost-user,id=a,chardev=c': unknown network 'vhost-user'; known: tap, user, passt, stream, "
+       "dgram"},
       {"-netdev tap,id=a,fd=987",
        "-netdev 'tap,id=a,fd=987': file descriptor 987 is not open; the starting "
        "program must hand it over"},
@@ -433,10 +441,11 @@ TEST(CommandLine, Errors) {
       {"-chardev stdio,id=a -chardev stdio,id=b",
        "standard input and output are used twice: by chardev 'a' and by chardev 'b'"},
       {"-serial chardev:x", "-serial: chardev 'x' is not there; define it with -chardev"},
-      {"-serial foo", "-serial 'foo': unknown character device 'foo'; known: stdio, pty, null, file, socket"},
+      {"-serial foo",
+       "-serial 'foo': unknown character device 'foo'; known: stdio, pty, socket, file, null, ringbuf"},
       {"-device virtio-blk-device,id=a",
-       "-device 'virtio-blk-device,id=a': option 'drive' is missing (id of a "
-       "-drive)"},
+       "-device 'virtio-blk-device,id=a': option 'drive' is missing (id of the "
+       "-drive behind it)"},
       {"-device virtio-blk-device,id=a,drive=x",
        "-device virtio-blk-device id=a: drive 'x' is not there; define it with -drive"},
       {"-device virtio-blk-device,id=a,drive=rootf -drive file=x,id=rootfs",
@@ -508,7 +517,7 @@ TEST(CommandLine, Errors) {
 TEST(CommandLine, HostileTextStaysOneShortLine) {
   for (const std::string& text : {std::string(100'000, 'x'), "-" + std::string(100'000, 'y'),
                                   std::string("-\x1b[2J\n"), std::string()}) {
-    const auto parsed = parse_command_line(std::vector<std::string>{text}, test::tables());
+    const auto parsed = parse_command_line(std::vector<std::string>{text}, driver_tables());
     ASSERT_FALSE(parsed.has_value());
     EXPECT_LT(parsed.error().message.size(), 400U);
     EXPECT_EQ(parsed.error().message.find('\n'), std::string::npos);

@@ -157,6 +157,21 @@ class FakeMachine final : public MachineControl {
     }
     return {};
   }
+  [[nodiscard]] Result<std::string> read_ring(const std::string& id, std::size_t most) override {
+    if (id != "log0") {
+      return fail("there is no chardev with id '{}'", id);
+    }
+    const std::string taken = ring.substr(0, most);
+    ring.erase(0, taken.size());
+    return taken;
+  }
+  [[nodiscard]] Result<void> write_ring(const std::string& id, std::string_view bytes) override {
+    if (id != "log0") {
+      return fail("there is no chardev with id '{}'", id);
+    }
+    ring += bytes;
+    return {};
+  }
   [[nodiscard]] Result<void> add_device(const DeviceConfig& device) override {
     devices.push_back(device.id);
     added_devices.push_back(device);
@@ -176,6 +191,7 @@ class FakeMachine final : public MachineControl {
   std::vector<DeviceConfig> added_devices;
   std::vector<std::string> devices;
   std::vector<UniqueFd> taken_fds;
+  std::string ring;  // of the chardev log0
 
   void set_state(RunState state) { state_ = state; }
 

@@ -151,7 +151,7 @@ Result<std::unique_ptr<QmpServer>> listen_on(EventLoop& loop, const std::string&
   static const SystemClock clock;
   static Log log(2, LogLevel::kError);
   const std::vector<QmpEndpoint> endpoints{{.kind = QmpEndpoint::Kind::kUnix, .path = path, .host = {}}};
-  return QmpServer::create({loop, clock, log}, endpoints, test::tables(), {});
+  return QmpServer::create({loop, clock, log}, endpoints, driver_tables(), {});
 }
 
 TEST(QmpSocket, ALiveOneIsRefusedADeadOneReplacedAFileKept) {
@@ -209,7 +209,7 @@ TEST(QmpSocket, WaitsForAClientWhereNowaitIsNotGiven) {
   test::FakeMachine machine;
   const std::vector<QmpEndpoint> endpoints{
       {.kind = QmpEndpoint::Kind::kUnix, .path = path, .host = {}, .port = 0, .wait = true}};
-  const auto server = *QmpServer::create({*loop, clock, log}, endpoints, test::tables(), {});
+  const auto server = *QmpServer::create({*loop, clock, log}, endpoints, driver_tables(), {});
   ASSERT_TRUE(server->attach(machine).has_value());
   loop->run_once(0);
   EXPECT_FALSE(server->waited_clients_came());

@@ -417,19 +417,19 @@ TEST(Qmp, HotplugErrors) {
            {"device_add",
             {{"driver", "nope"}, {"id", "x"}},
             "device_add: unknown device 'nope'; known: virtio-blk-device, virtio-net-device, "
-            "virtio-rng-device, "
-            "virtio-balloon-device, vhost-vsock-device, vhost-user-fs-device, virtio-serial-device, "
-            "virtconsole"},
+            "virtio-rng-device, virtio-balloon-device, virtio-vsock-device, vhost-vsock-device, "
+            "vhost-user-fs-device, virtio-serial-device, virtconsole, virtserialport, isa-debug-exit, "
+            "pc-testdev"},
            {"device_add",
             {{"driver", "virtio-blk-pci"}, {"id", "x"}},
             "device_add: 'virtio-blk-pci' needs a standard machine with PCI; on a microVM use "
             "'virtio-blk-device'"},
            {"device_add",
-            {{"driver", "virtio-rng-device"}, {"id", "x"}, {"rng", "r"}},
-            "Device 'virtio-rng-device' can not be hotplugged; give it on the command line"},
+            {{"driver", "virtio-serial-device"}, {"id", "x"}},
+            "Device 'virtio-serial-device' can not be hotplugged; give it on the command line"},
            {"device_add",
             {{"driver", "virtio-blk-device"}, {"id", "x"}},
-            "device_add: option 'drive' is missing (id of a -drive)"},
+            "device_add: option 'drive' is missing (id of the -drive behind it)"},
            {"device_add",
             {{"driver", "virtio-blk-device"}, {"id", "x"}, {"drive", {1}}},
             "Invalid parameter type for 'drive', expected: string, number, boolean, or a list of {\"str\": "
@@ -454,7 +454,8 @@ TEST(Qmp, HotplugErrors) {
            {"blockdev-add", {{"node-name", "d"}, {"driver", "file"}}, "Parameter 'filename' is missing"},
            {"blockdev-add",
             {{"node-name", "d"}, {"driver", "qcow2"}, {"file", nested}},
-            "blockdev-add: option 'format': 'qcow2' is not supported, expected raw"},
+            "blockdev-add: option 'format': 'qcow2' is not supported, expected raw; convert the image with: "
+            "qemu-img convert -O raw OLD NEW"},
            {"blockdev-add",
             {{"node-name", "d"}, {"file", {{"driver", "nbd"}, {"filename", "/d"}}}},
             "Parameter 'file.driver' does not accept value '\"nbd\"', expected file or host_device"},
@@ -472,12 +473,13 @@ TEST(Qmp, HotplugErrors) {
             "Parameter 'cache.direct' is unexpected, expected direct and no-flush as booleans"},
            {"blockdev-add",
             {{"node-name", "d"}, {"file", nested}, {"colour", "red"}},
-            "blockdev-add: unknown option 'colour'; known: file, readonly, direct, aio, "
-            "throttling.iops-total"},
+            "blockdev-add: unknown option 'colour'; known: file, format, readonly, direct, aio, discard, "
+            "detect-zeroes, throttling.iops-total, throttling.iops-total-max, throttling.bps-total, "
+            "throttling.bps-total-max, media, if, l2-cache-size, refcount-cache-size"},
            {"blockdev-del", {{"node-name", "d"}}, "drive 'd' is not there"},
            {"netdev_add",
             {{"id", "n"}, {"type", "slirp"}},
-            "netdev_add: unknown network 'slirp'; known: tap, user, vhost-user"},
+            "netdev_add: unknown network 'slirp'; known: tap, user, passt, stream, dgram"},
            {"chardev-add", {{"id", "c"}, {"backend", {{"type", 5}}}}, "Parameter 'backend.type' is missing"},
            {"chardev-add",
             {{"id", "c"}, {"backend", {{"type", "socket"}, {"data", {{"addr", {{"type", 5}}}}}}}},
@@ -488,11 +490,55 @@ TEST(Qmp, HotplugErrors) {
            {"chardev-add",
             {{"id", "c"}, {"backend", {{"type", "socket"}, {"data", 5}}}},
             "Invalid parameter type for 'backend.data', expected: object"},
+           {"chardev-add",
+            {{"id", "c"}, {"backend", {{"type", "socket"}, {"data", {{"path", "/s"}, {"nowait", false}}}}}},
+            "Parameter 'wait' must be false: a machine that runs cannot be held up for a client"},
            {"device-list-properties", {{"typename", "nope"}}, "Device 'nope' not found"},
            {"query-command-line-options", {{"option", "nope"}}, "invalid option name: nope"},
        }) {
     EXPECT_EQ(error_of(client.execute(c.command, c.arguments)), c.text) << c.command << c.arguments;
   }
+}
+
+TEST(Qmp, RingsAreReadAndWritten) {
+  QmpBench bench;
+  QmpClient client = bench.client();
+  const auto write = [&](const Json& data, const char* format) {
+    return client.execute("ringbuf-write", {{"device", "log0"}, {"data", data}, {"format", format}});
+  };
+  const auto read = [&](std::uint64_t size, const char* format) {
+    return client.execute("ringbuf-read", {{"device", "log0"}, {"size", size}, {"format", format}})["return"];
+  };
+  for (const auto& [bytes, base64] :
+       std::vector<std::pair<std::string, std::string>>{{"", ""},
+                                                        {"f", "Zg=="},
+                                                        {"fo", "Zm8="},
+                                                        {"foo", "Zm9v"},
+                                                        {"foob", "Zm9vYg=="},
+                                                        {"fooba", "Zm9vYmE="},
+                                                        {"foobar", "Zm9vYmFy"}}) {
+    EXPECT_EQ(write(bytes, "utf8"), Json({{"return", Json::object()}}));
+    EXPECT_EQ(read(100, "base64"), base64);
+    EXPECT_EQ(write(base64, "base64"), Json({{"return", Json::object()}}));
+    EXPECT_EQ(read(100, "utf8"), bytes);
+  }
+  write("/+8A", "base64");
+  EXPECT_EQ(read(1, "utf8"), "\xef\xbf\xbd") << "a byte that is no UTF-8";
+  EXPECT_EQ(read(UINT64_MAX, "base64"), "7wA=");
+  EXPECT_EQ(client.execute("ringbuf-write", {{"device", "log0"}, {"data", "gr\xc3\xbc\xc3\x9f"}}),
+            Json({{"return", Json::object()}}));
+  EXPECT_EQ(client.execute("ringbuf-read", {{"device", "log0"}, {"size", 4}})["return"], "gr\xc3\xbc");
+  for (const char* bad : {"Zg", "Zg=", "Z===", "====", "Z@==", "Zg==Zg=="}) {
+    EXPECT_EQ(error_of(write(bad, "base64")), "Parameter 'data' is not base64") << bad;
+  }
+  EXPECT_EQ(error_of(write("a", "hex")),
+            "Parameter 'format' does not accept that value, expected utf8 or base64");
+  for (const int size : {0, -1}) {
+    EXPECT_EQ(error_of(client.execute("ringbuf-read", {{"device", "log0"}, {"size", size}})),
+              "Parameter 'size' must be greater than zero");
+  }
+  EXPECT_EQ(error_of(client.execute("ringbuf-read", {{"device", "x"}, {"size", 1}})),
+            "there is no chardev with id 'x'");
 }
 
 TEST(Qmp, QueriesHaveQemusFields) {
@@ -538,7 +584,7 @@ TEST(Qmp, QueriesHaveQemusFields) {
             Json({{"label", "serial0"}, {"filename", "stdio"}, {"frontend-open", true}}));
   EXPECT_EQ(query("query-commands").size(), qmp_commands().size());
   EXPECT_EQ(query("query-events").size(), qmp_events().size());
-  EXPECT_EQ(query("qom-list-types").size(), test::kDevices.size());
+  EXPECT_EQ(query("qom-list-types").size(), driver_tables().devices.size());
   EXPECT_EQ(
       client.execute("device-list-properties", {{"typename", "virtio-net-device"}})["return"][1]["name"],
       "mac");
@@ -551,13 +597,10 @@ TEST(Qmp, QueriesHaveQemusFields) {
   EXPECT_EQ(human("format c:"), "unknown command: 'format c:'\r\n");
   EXPECT_THAT(human("help"), HasSubstr("info block\r\n"));
   EXPECT_THAT(human("info block"), HasSubstr("Attached to:      /machine/peripheral/blk0"));
-  for (const char* state : {"prelaunch", "shutdown", "internal-error"}) {
-    bench.on_loop([&] {
-      bench.machine().set_state(state == std::string("prelaunch")  ? RunState::kCreated
-                                : state == std::string("shutdown") ? RunState::kShutdown
-                                                                   : RunState::kInternalError);
-    });
-    EXPECT_EQ(query("query-status")["status"], state);
+  for (const auto& [state, name] :
+       {std::pair{RunState::kCreated, "prelaunch"}, {RunState::kShutdown, "shutdown"}}) {
+    bench.on_loop([&, now = state] { bench.machine().set_state(now); });
+    EXPECT_EQ(query("query-status")["status"], name);
     EXPECT_EQ(query("query-status")["running"], false);
   }
 }

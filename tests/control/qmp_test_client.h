@@ -18,7 +18,7 @@
 #include "base/log.h"
 #include "control/fake_machine.h"
 #include "control/qmp_server.h"
-#include "control/test_tables.h"
+#include "machine/device_table.h"
 
 namespace wisp::test {
 
@@ -104,7 +104,7 @@ class QmpBench final {
     directory_ = ::mkdtemp(name);
     loop_ = *EventLoop::create();
     const std::vector<QmpEndpoint> endpoints{{.kind = QmpEndpoint::Kind::kUnix, .path = path(), .host = {}}};
-    auto created = QmpServer::create({*loop_, clock_, log_}, endpoints, tables(), std::move(uuid));
+    auto created = QmpServer::create({*loop_, clock_, log_}, endpoints, driver_tables(), std::move(uuid));
     EXPECT_TRUE(created.has_value()) << created.error().message;
     server_ = *std::move(created);
     EXPECT_TRUE(server_->attach(machine_).has_value());

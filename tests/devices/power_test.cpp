@@ -19,7 +19,7 @@ class PowerTest : public ::testing::Test {
 TEST_F(PowerTest, AButtonHoldsTheLineUntilTheEventIsRead) {
   power_.press_power_button();
   EXPECT_TRUE(irq_.level);
-  power_.press_sleep_button();
+  power_.raise(kPowerEventSleepButton);
   EXPECT_EQ(in(power_, kPowerEventSelector, 4), kPowerEventPowerButton | kPowerEventSleepButton);
   EXPECT_FALSE(irq_.level);
   EXPECT_EQ(in(power_, kPowerEventSelector, 4), 0U);

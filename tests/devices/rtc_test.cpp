@@ -218,8 +218,7 @@ TEST_F(RtcTest, MemoryKeepsItsBytesAndTheIndexIsSevenBits) {
       EXPECT_EQ(get(static_cast<std::uint8_t>(index)), static_cast<std::uint8_t>(index * 3));
     }
   }
-  rtc_->set_nvram(0x5f, 7);
-  EXPECT_EQ(get(0x5f), 7);
+  set(0x5f, 7);
   rtc_->reset();
   EXPECT_EQ(get(0x5f), 7) << "on the battery";
 }

@@ -21,17 +21,18 @@ struct Table {
 };
 
 std::vector<Table> tables() {
-  return {{"-device", device_drivers()},
-          {"-drive", drive_kinds()},
-          {"-netdev", netdev_kinds()},
-          {"-chardev", chardev_kinds()},
-          {"-object", object_kinds()}};
+  const DriverTables all = driver_tables();
+  return {{"-device", all.devices},
+          {"-drive", all.drives},
+          {"-netdev", all.netdevs},
+          {"-chardev", all.chardevs},
+          {"-object", all.objects}};
 }
 
 TEST(DeviceTable, EveryDriverHasAMakerOrIsAPartOfAnother) {
   const std::set<std::string_view> parts = {"virtconsole", "virtserialport", "isa-debug-exit", "pc-testdev"};
   std::size_t made = 0;
-  for (const DriverInfo& driver : device_drivers()) {
+  for (const DriverInfo& driver : driver_tables().devices) {
     const DeviceConfig device{.driver = std::string(driver.name), .id = "x", .properties = {}};
     EXPECT_NE(DeviceFactory::is_virtio(device), parts.contains(driver.name)) << driver.name;
     made += DeviceFactory::is_virtio(device) ? 1U : 0U;
@@ -39,7 +40,7 @@ TEST(DeviceTable, EveryDriverHasAMakerOrIsAPartOfAnother) {
       EXPECT_TRUE(DeviceFactory::is_virtio(device)) << driver.name << " takes no slot to be plugged into";
     }
   }
-  EXPECT_EQ(made + parts.size(), device_drivers().size());
+  EXPECT_EQ(made + parts.size(), driver_tables().devices.size());
   EXPECT_FALSE(DeviceFactory::is_virtio({.driver = "virtio-nothing-device", .id = {}, .properties = {}}));
   EXPECT_TRUE(DeviceFactory::debug_exit_options({}) == std::nullopt);
 }
@@ -89,11 +90,7 @@ TEST(DeviceTable, DefaultsThatAreValuesAreAccepted) {
 }
 
 TEST(DeviceTable, TheDevicesPageIsUpToDate) {
-  const std::string page = drivers_markdown({.devices = device_drivers(),
-                                             .drives = drive_kinds(),
-                                             .netdevs = netdev_kinds(),
-                                             .chardevs = chardev_kinds(),
-                                             .objects = object_kinds()});
+  const std::string page = drivers_markdown(driver_tables());
   const std::string path = std::string(WISP_SOURCE_DIR) + "/docs/devices.md";
   if (std::getenv("WISP_UPDATE_DOCS") != nullptr) {
     std::ofstream(path) << page;
@@ -103,14 +100,6 @@ TEST(DeviceTable, TheDevicesPageIsUpToDate) {
   text << file.rdbuf();
   EXPECT_TRUE(text.str() == page)
       << "docs/devices.md differs from the table; run WISP_UPDATE_DOCS=1 test_machine";
-}
-
-TEST(DeviceTable, FindsByExactName) {
-  ASSERT_NE(find_driver(device_drivers(), "virtio-blk-device"), nullptr);
-  EXPECT_EQ(find_driver(device_drivers(), "virtio-blk-device")->name, "virtio-blk-device");
-  EXPECT_EQ(find_driver(device_drivers(), "virtio-blk"), nullptr);
-  EXPECT_EQ(find_driver(device_drivers(), ""), nullptr);
-  EXPECT_NE(find_driver(drive_kinds(), ""), nullptr);
 }
 
 TEST(DeviceTable, DebugExitTakesItsPortsFromTheConfiguration) {

@@ -12,7 +12,7 @@ namespace {
 using test::properties;
 using ::testing::HasSubstr;
 
-constexpr std::uint16_t kEventPort = kPowerPortBase + kPowerEventSelector;
+constexpr std::uint16_t kEventPort = layout::kPowerPort + kPowerEventSelector;
 constexpr std::uint32_t kMagic = 0x74726976;
 
 class HotplugTest : public test::MachineKit {

@@ -33,13 +33,8 @@ class MachineQmpTest : public test::MachineKit {
   void connect() {
     const std::string path = dir_.file("qmp.sock");
     const std::vector<QmpEndpoint> endpoints{{.kind = QmpEndpoint::Kind::kUnix, .path = path, .host = {}}};
-    auto server = QmpServer::create({.loop = *loop_, .clock = clock_, .log = log_}, endpoints,
-                                    {.devices = device_drivers(),
-                                     .drives = drive_kinds(),
-                                     .netdevs = netdev_kinds(),
-                                     .chardevs = chardev_kinds(),
-                                     .objects = object_kinds()},
-                                    {});
+    auto server =
+        QmpServer::create({.loop = *loop_, .clock = clock_, .log = log_}, endpoints, driver_tables(), {});
     ASSERT_TRUE(server) << server.error().message;
     server_ = *std::move(server);
     ASSERT_TRUE(server_->attach(machine()));
@@ -310,6 +305,27 @@ TEST_F(MachineQmpTest, PortForwardsAreAListOfStrings) {
   EXPECT_THAT(error("netdev_add",
                     {{"type", "user"}, {"id", "net0"}, {"mtu", {{{"str", "1500"}}, {{"str", "1500"}}}}}),
               HasSubstr("option 'mtu' is given twice"));
+}
+
+TEST_F(MachineQmpTest, WhatTheGuestWritesToARingIsReadByQmp) {
+  config_.chardevs = {{.kind = "ringbuf", .id = "ring", .properties = {}, .fds = {}},
+                      {.kind = "null", .id = "none", .properties = {}, .fds = {}}};
+  config_.serial = "ring";
+  ASSERT_NO_FATAL_FAILURE(create_and_start());
+  ASSERT_NO_FATAL_FAILURE(connect());
+  for (const char c : std::string("hello")) {
+    vcpu().script(FakeExit::port_write(0x3f8, {static_cast<std::uint8_t>(c)}));
+  }
+  std::string text;
+  EXPECT_TRUE(run_until([&] {
+    text += execute("ringbuf-read", {{"device", "ring"}, {"size", 2}})["return"].get<std::string>();
+    return text == "hello";
+  })) << text;
+  EXPECT_EQ(execute("ringbuf-write", {{"device", "ring"}, {"data", "and more"}}),
+            Json({{"return", Json::object()}}));
+  EXPECT_EQ(execute("ringbuf-read", {{"device", "ring"}, {"size", 100}}), Json({{"return", "and more"}}));
+  EXPECT_EQ(error("ringbuf-read", {{"device", "none"}, {"size", 1}}), "chardev none is not of kind ringbuf");
+  EXPECT_EQ(error("ringbuf-write", {{"device", "nope"}, {"data", ""}}), "there is no chardev with id 'nope'");
 }
 
 }  // namespace

@@ -418,19 +418,6 @@ TEST_F(BlkTest, ConfigurationSpace) {
   EXPECT_EQ(harness().read_config<std::uint8_t>(32), 1U);
 }
 
-TEST_F(BlkTest, AResizeTellsTheDriver) {
-  auto& device = harness().device_as<VirtioBlk>();
-  disk_.resize_storage(kDisk * 2);
-  {
-    const std::lock_guard lock(device.strand().mutex());
-    EXPECT_TRUE(device.refresh_size().has_value());
-    EXPECT_TRUE(device.refresh_size().has_value());
-  }
-  EXPECT_EQ(harness().interrupts().config(), 1U) << "only a change is told";
-  EXPECT_EQ(harness().read_config<std::uint64_t>(0), 2 * kDisk / 512);
-  EXPECT_EQ(driver().finish(driver().start_read(kDisk / 512, 512)), kOk);
-}
-
 TEST_F(BlkTest, ABatchGivesOneInterrupt) {
   auto& queue = harness().queue(0);
   for (int i = 0; i < 5; ++i) {
@@ -604,8 +591,7 @@ TEST_F(BlkTest, SavesAndLoadsWhatTheDriverChose) {
   ASSERT_TRUE(harness().activate(setup_).has_value());
   EXPECT_EQ(harness().read_config<std::uint8_t>(32), 0);
 
-  disk_.resize_storage(kDisk / 2);
-  static_cast<void>(disk_.refresh_size());
+  disk_.geometry_for_change().size = kDisk / 2;
   const auto refused = harness().device().load(record);
   ASSERT_FALSE(refused.has_value());
   EXPECT_EQ(refused.error().message,

@@ -98,7 +98,6 @@ TEST_F(ConsoleTest, QueuesArePlacedByPortNumber) {
   EXPECT_EQ(harness_.read_config<std::uint32_t>(4), 2U);  // max_nr_ports
   EXPECT_EQ(harness_.read_config<std::uint16_t>(0), 80U);
   EXPECT_EQ(harness_.read_config<std::uint16_t>(2), 25U);
-  EXPECT_EQ(harness_.device_as<VirtioConsole>().port_number("p"), 1U);
 }
 
 TEST_F(ConsoleTest, PortsAreAnnouncedThenDescribed) {

@@ -11,11 +11,8 @@
 
 namespace wisp::kvm {
 
-// The pins of the I/O APIC are GSI 0 to 23, those of the PICs also 0 to 15; messages have numbers behind
-// them.
-inline constexpr std::uint32_t kIoApicPins = 24;
-
-// Which GSI leads where. KVM has its own table with the pins; it is replaced when there are messages too.
+// Which GSI leads where: those behind the pins of the I/O APIC are messages. KVM has its own table with the
+// pins; it is replaced when there are messages too.
 class IrqRoutes final {
  public:
   // `vm_fd` is borrowed; `limit` is how many routes KVM takes.

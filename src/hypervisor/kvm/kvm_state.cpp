@@ -7,6 +7,7 @@
 #include "hypervisor/kvm/kvm_ioctl.h"
 #include "hypervisor/kvm/kvm_msrs.h"
 #include "hypervisor/power_up.h"
+#include "hypervisor/xsave_layout.h"
 
 namespace wisp::kvm {
 namespace {
@@ -119,15 +120,10 @@ kvm_vcpu_events to_kvm(const CpuEvents& in, const StateContext& context) {
   return out;
 }
 
-// Where the header of an XSAVE area starts, and where its components do (SDM volume 1, 13.4).
-constexpr std::size_t kXsaveHeader = 512;
-constexpr std::size_t kXsaveComponents = 576;
-constexpr std::size_t kXsaveMost = 64 * 1024;
-
 Result<void> write_xsave(int fd, const StateContext& context, const CpuState& state) {
-  if (state.xsave.size() < kXsaveComponents || state.xsave.size() > kXsaveMost) {
+  if (state.xsave.size() < xsave::kYmm || state.xsave.size() > xsave::kMost) {
     return fail("saved CPU state has an XSAVE area of {} bytes; it must have {} to {}", state.xsave.size(),
-                kXsaveComponents, kXsaveMost);
+                xsave::kYmm, xsave::kMost);
   }
   // What lies beyond this host's area must be empty; a state of another engine may be shorter than it.
   const std::size_t size = std::max<std::size_t>(context.xsave_size, sizeof(kvm_xsave));
@@ -136,7 +132,7 @@ Result<void> write_xsave(int fd, const StateContext& context, const CpuState& st
     return fail("saved CPU state has an XSAVE area of {} bytes in use; this host's has {}",
                 state.xsave.size(), size);
   }
-  if (load_le<std::uint64_t>(state.xsave.data() + kXsaveHeader + 8) != 0) {
+  if (load_le<std::uint64_t>(state.xsave.data() + xsave::kHeader + 8) != 0) {
     return fail("saved CPU state has a compacted XSAVE area; only the standard format is loaded");
   }
   FlexArray<kvm_xsave, std::uint32_t> area((size - sizeof(kvm_xsave) + 3) / 4);
@@ -145,7 +141,7 @@ Result<void> write_xsave(int fd, const StateContext& context, const CpuState& st
     return fail_errno(errno,
                       "KVM refused the saved vector registers (KVM_SET_XSAVE, components {:#x}): this host "
                       "lacks a component, or the area is damaged",
-                      load_le<std::uint64_t>(state.xsave.data() + kXsaveHeader));
+                      load_le<std::uint64_t>(state.xsave.data() + xsave::kHeader));
   }
   return {};
 }

@@ -57,29 +57,9 @@ KvmVm::KvmVm(std::shared_ptr<const System> system, UniqueFd fd, const VmOptions&
       routes_(fd_.get(), system_->capabilities().irq_routes) {}
 
 Result<std::unique_ptr<KvmVm>> KvmVm::create(std::shared_ptr<const System> system, const VmOptions& options) {
-  const CpuTopology& topology = options.topology;
-  const std::uint64_t places =
-      std::uint64_t{topology.sockets} * topology.dies * topology.clusters * topology.cores * topology.threads;
-  if (places == 0 || places > UINT16_MAX) {
-    return fail(
-        "CPU topology of {} sockets, {} dies, {} clusters, {} cores, {} threads: each must be at least 1, "
-        "and "
-        "their product at most {}",
-        topology.sockets, topology.dies, topology.clusters, topology.cores, topology.threads, UINT16_MAX);
-  }
   const Capabilities& capabilities = system->capabilities();
-  if (options.max_vcpus == 0 || options.max_vcpus > std::min(capabilities.max_vcpus, kMaxVcpus)) {
-    return fail("{} vCPUs: KVM on this host takes 1 to {}", options.max_vcpus,
-                std::min(capabilities.max_vcpus, kMaxVcpus));
-  }
-  const std::uint32_t last_apic_id = apic_id_of(topology, options.max_vcpus - 1);
-  if (last_apic_id >= std::min(capabilities.max_vcpu_ids, kMaxVcpus)) {
-    return fail(
-        "{} vCPUs: with this CPU topology the last has APIC id {}, and the highest possible is {}; use "
-        "counts "
-        "that are powers of two",
-        options.max_vcpus, last_apic_id, std::min(capabilities.max_vcpu_ids, kMaxVcpus) - 1);
-  }
+  WISP_TRY(check_topology(options, std::min(capabilities.max_vcpus, kMaxVcpus),
+                          std::min(capabilities.max_vcpu_ids, kMaxVcpus), "KVM on this host"));
   UniqueFd fd(call(system->fd(), KVM_CREATE_VM, 0UL));
   if (!fd.valid()) {
     if (errno == EBUSY) {

@@ -164,7 +164,7 @@ class BlockEmitter final {
     scratch_.clear();
   }
 
-  // Emits the block that starts at `gpa`. False: the room is too small (out.full()).
+  // Emits the block that starts at `gpa`. False: there is too little room left for it.
   [[nodiscard]] bool emit(std::uint64_t gpa, EmittedBlock& block);
 
   // More than a block ever takes, of each.

@@ -13,11 +13,11 @@ namespace wisp::soft {
   return bytes >= 8 ? ~0ULL : (1ULL << (bytes * 8)) - 1;
 }
 
-// A register as an address or a count of 2, 4 or 8 bytes; writing 4 clears the upper half.
-[[nodiscard]] inline std::uint64_t sized(const Cpu& cpu, Gpr reg, std::uint32_t bytes) {
+// 2, 4 or 8 bytes of a register; writing 4 clears the upper half, writing 2 leaves the rest.
+[[nodiscard]] inline std::uint64_t sized(const Cpu& cpu, std::uint8_t reg, std::uint32_t bytes) {
   return cpu.gpr[reg] & size_mask(bytes);
 }
-inline void set_sized(Cpu& cpu, Gpr reg, std::uint32_t bytes, std::uint64_t value) {
+inline void set_sized(Cpu& cpu, std::uint8_t reg, std::uint32_t bytes, std::uint64_t value) {
   std::uint64_t& target = cpu.gpr[reg];
   target = bytes == 2 ? (target & ~0xffffULL) | (value & 0xffff) : value & size_mask(bytes);
 }

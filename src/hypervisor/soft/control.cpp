@@ -197,7 +197,7 @@ Outcome pop_all(Core& core, const Insn& insn) {
   }
   for (std::size_t i = 0; i < kOrder.size(); ++i) {
     if (kOrder[i] != kRsp) {
-      operand::write_register(cpu, kOrder[i], insn.operand_size, values[i]);
+      set_sized(cpu, kOrder[i], insn.operand_size, values[i]);
     }
   }
   add_to_sp(cpu, depth);
@@ -241,7 +241,7 @@ Outcome enter(Core& core, const Insn& insn) {
     return core.mmu.stopped();
   }
   set_sized(cpu, kRsp, wide, top);
-  operand::write_register(cpu, kRbp, std::min(size, wide), frame_pointer);
+  set_sized(cpu, kRbp, std::min(size, wide), frame_pointer);
   return Outcome::kNext;
 }
 
@@ -255,7 +255,7 @@ Outcome leave(Core& core, const Insn& insn) {
     return core.mmu.stopped();
   }
   add_to_sp(cpu, insn.operand_size);
-  operand::write_register(cpu, kRbp, insn.operand_size, value);
+  set_sized(cpu, kRbp, insn.operand_size, value);
   return Outcome::kNext;
 }
 

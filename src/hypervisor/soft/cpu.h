@@ -9,6 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "hypervisor/xsave_layout.h"
+
 namespace wisp::soft {
 
 enum Gpr : std::uint8_t {
@@ -50,8 +52,6 @@ inline constexpr std::uint64_t kNt = 1U << 14;
 inline constexpr std::uint64_t kRf = 1U << 16;
 inline constexpr std::uint64_t kVm = 1U << 17;
 inline constexpr std::uint64_t kAc = 1U << 18;
-inline constexpr std::uint64_t kVif = 1U << 19;
-inline constexpr std::uint64_t kVip = 1U << 20;
 inline constexpr std::uint64_t kId = 1U << 21;
 inline constexpr std::uint64_t kArithmetic = kCf | kPf | kAf | kZf | kSf | kOf;
 // What may be set at all, in this CPU (no virtual-8086 mode extensions).
@@ -173,7 +173,8 @@ struct JumpBank {
   std::array<std::uint64_t, kJumpEntries> code;  // host address of its translation
 };
 
-inline constexpr std::size_t kXsaveSize = 576 + 256;  // standard format: legacy, header, upper halves of YMM
+// Legacy part, header, upper halves of YMM.
+inline constexpr std::size_t kXsaveSize = xsave::kYmm + xsave::kYmmSize;
 
 inline constexpr std::uint64_t kBudget = 1ULL << 63;
 // How many times PAUSE does nothing before it is told (Environment::pause()): far less than for what the host
@@ -257,9 +258,7 @@ struct alignas(4096) Cpu {
     std::uint64_t mtrr_def_type = 0, spec_ctrl = 0;
     std::array<std::uint64_t, 16> mtrr_variable{};
     std::array<std::uint64_t, 11> mtrr_fixed{};
-    std::uint64_t kvm_wall_clock = 0, kvm_system_time = 0, kvm_pv_eoi = 0, kvm_steal_time = 0,
-                  kvm_async_pf = 0;
-    std::uint64_t kvm_poll_control = 1;
+    std::uint64_t kvm_wall_clock = 0, kvm_system_time = 0;
   } msr{};
   std::uint64_t tsc_offset = 0;  // guest TSC = machine's TSC + this
 

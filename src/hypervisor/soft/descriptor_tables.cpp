@@ -220,7 +220,7 @@ Outcome load_access_or_limit(Core& core, const Insn& insn) {
   set_zero_flag(cpu, visible);
   if (visible) {
     const std::uint64_t rights = descriptor.low >> 32 & (insn.operand_size == 2 ? 0xff00 : 0xf0ff00);
-    operand::write_register(cpu, insn.reg, insn.operand_size, limit ? descriptor.limit() : rights);
+    set_sized(cpu, insn.reg, insn.operand_size, limit ? descriptor.limit() : rights);
   }
   return Outcome::kNext;
 }
@@ -247,7 +247,7 @@ Outcome adjust_rpl(Core& core, const Insn& insn) {
   if (!segmented(cpu)) {
     return operand::fault(core, vec::kUd);
   }
-  const std::uint64_t source = operand::read_register(cpu, insn.reg, 2);
+  const std::uint64_t source = sized(cpu, insn.reg, 2);
   std::uint64_t linear = 0;
   std::uint64_t value = 0;
   if (insn.memory) {
@@ -255,13 +255,13 @@ Outcome adjust_rpl(Core& core, const Insn& insn) {
       return core.mmu.stopped();
     }
   } else {
-    value = operand::read_register(cpu, insn.rm, 2);
+    value = sized(cpu, insn.rm, 2);
   }
   const bool raises = (value & 3) < (source & 3);
   if (raises) {
     value = (value & ~3ULL) | (source & 3);
     if (!insn.memory) {
-      operand::write_register(cpu, insn.rm, 2, value);
+      set_sized(cpu, insn.rm, 2, value);
     } else if (!core.mmu.write(linear, &value, 2)) {
       return core.mmu.stopped();
     }

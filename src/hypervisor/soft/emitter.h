@@ -198,13 +198,6 @@ class Emitter final {
     byte(0xc0U | low(to) << 3 | low(from));
     byte(count);
   }
-  // movzx to32, from16
-  void zero_extend16(HostReg to, HostReg from) {
-    rex(false, to, from);
-    byte(0x0f);
-    byte(0xb7);
-    byte(0xc0U | low(to) << 3 | low(from));
-  }
 
   // A jump to code elsewhere in code memory.
   void jump(const std::uint8_t* target) {

@@ -1,14 +1,13 @@
 // Instructions that are done in C++, by group; each in a source file of its own. A function runs one decoded
 // instruction whose address is cpu.rip, and does not move rip except where it returns Outcome::kJump or
-// kTrap. Nothing may have changed where it returns kFault or kIo (but see strings in
-// interpreter_strings.cpp).
+// kTrap. Nothing may have changed where it returns kFault or kIo (but see strings.cpp).
 #pragma once
 
 #include <cstdint>
 
 #include "hypervisor/soft/cpu.h"
+#include "hypervisor/soft/environment.h"
 #include "hypervisor/soft/insn.h"
-#include "hypervisor/soft/interpreter.h"
 #include "hypervisor/soft/mmu.h"
 
 namespace wisp::soft {
@@ -61,7 +60,7 @@ enum class EventKind : std::uint8_t { kFault, kTrap, kSoftwareInterrupt, kExtern
 // `length`: of the instruction that raised a software interrupt. What faults in its delivery is a fault of
 // that instruction, so rip goes back by as much.
 [[nodiscard]] bool deliver_event(Core& core, const Fault& fault, EventKind kind, std::uint8_t length = 0);
-// After #DB-worthy things (TF) and at the head of instructions with breakpoints in DR7.
+// Whether an instruction may end in #DB: TF is set, or DR7 has a breakpoint enabled.
 [[nodiscard]] bool debug_active(const Cpu& cpu);
 
 // The state after INIT, and with `power_up` after power-up (SDM volume 3, table 9-1).
@@ -69,17 +68,14 @@ void reset_cpu(Cpu& cpu, bool power_up);
 // A start-up IPI came: real mode at vector << 12.
 void start_at(Cpu& cpu, std::uint8_t sipi_vector);
 
-// --- groups: each returns what became of the instruction
+// --- groups (OpGroup): each returns what became of the instruction
 
-Outcome execute_system(
-    Core& core, const Insn& insn);  // system.cpp, system_registers.cpp: kMoveFromCr to kSerialize, kHalt, ...
-Outcome execute_extended_state(Core& core,
-                               const Insn& insn);       // xsave.cpp: kXsave ... kFpuEnvironment, kFpuWait
-Outcome execute_string(Core& core, const Insn& insn);   // strings.cpp: kMoveString ... kOutString, kIn, kOut
-Outcome execute_control(Core& core, const Insn& insn);  // control.cpp: jumps, calls, stack, flags
-Outcome execute_integer(Core& core, const Insn& insn);  // integer.cpp: divide, bit strings, BCD, LEA, ...
-Outcome execute_vector(Core& core,
-                       const Insn& insn);  // vector.cpp: kGather, kMaskMove, kMaskMoveBytes, kVectorZeroAll
+Outcome execute_integer(Core& core, const Insn& insn);         // integer.cpp
+Outcome execute_control(Core& core, const Insn& insn);         // control.cpp
+Outcome execute_string(Core& core, const Insn& insn);          // strings.cpp
+Outcome execute_extended_state(Core& core, const Insn& insn);  // xsave.cpp
+Outcome execute_vector(Core& core, const Insn& insn);          // vector.cpp
+Outcome execute_system(Core& core, const Insn& insn);          // system.cpp, system_registers.cpp
 
 // CR0, CR3, CR4, EFER as MOV to CR and WRMSR do, with their checks and flushes; false: #GP is set.
 [[nodiscard]] bool write_cr0(Core& core, std::uint64_t value);

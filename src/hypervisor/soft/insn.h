@@ -9,7 +9,8 @@
 namespace wisp::soft {
 
 // What an instruction is to the executors. kNative ones compute on registers and at most one memory operand
-// and are run by the host's own processor with their operands replaced; the others are done in C++.
+// and are run by the host's own processor with their operands replaced; the others are done in C++. The order
+// matters: those of an OpGroup stand together.
 enum class Op : std::uint8_t {
   kUndefined,  // raises #UD, as the processor does
   kUnknown,    // a valid instruction that this CPU does not have: #UD, and a line in the log
@@ -149,7 +150,50 @@ enum class Op : std::uint8_t {
   kVectorZeroAll,
 };
 
-enum class OperandClass : std::uint8_t { kNone, kGpr, kVector, kMmx, kSegment, kControl, kFpuStack };
+// Who runs an instruction that is done in C++ (executor.h).
+enum class OpGroup : std::uint8_t {
+  kNone,           // nobody: #UD, nothing at all, or the host's processor
+  kInteger,        // divide, bit strings, BCD, LEA, moves of segment registers
+  kControl,        // jumps, calls, stack, flags
+  kString,         // and ports
+  kExtendedState,  // XSAVE and its kin, FPU environment
+  kVector,
+  kSystem,
+};
+
+[[nodiscard]] constexpr OpGroup group_of(Op op) {
+  const auto within = [op](Op first, Op last) { return op >= first && op <= last; };
+  if (op <= Op::kNop) {
+    return OpGroup::kNone;
+  }
+  if (op == Op::kLea || within(Op::kMoveFromSegment, Op::kTranslateByte) ||
+      within(Op::kDivide, Op::kDecimalAdjust)) {
+    return OpGroup::kInteger;
+  }
+  if (within(Op::kPush, Op::kBound) || within(Op::kClearCarry, Op::kSalc)) {
+    return OpGroup::kControl;
+  }
+  if (within(Op::kIn, Op::kCompareString)) {
+    return OpGroup::kString;
+  }
+  if (within(Op::kXsave, Op::kFpuWait)) {
+    return OpGroup::kExtendedState;
+  }
+  return op >= Op::kGather ? OpGroup::kVector : OpGroup::kSystem;
+}
+
+// One that is put between two groups must be given to one of them.
+[[nodiscard]] constexpr bool adjacent(Op last, Op first) {
+  return static_cast<int>(last) + 1 == static_cast<int>(first);
+}
+static_assert(adjacent(Op::kNop, Op::kLea) && adjacent(Op::kLea, Op::kPush) &&
+              adjacent(Op::kBound, Op::kMoveFromSegment) && adjacent(Op::kTranslateByte, Op::kMoveFromCr) &&
+              adjacent(Op::kMoveToDr, Op::kDivide) && adjacent(Op::kDecimalAdjust, Op::kIn) &&
+              adjacent(Op::kCompareString, Op::kClearCarry) && adjacent(Op::kSalc, Op::kHalt) &&
+              adjacent(Op::kSetXcr, Op::kXsave) && adjacent(Op::kFpuWait, Op::kRandom) &&
+              adjacent(Op::kSerialize, Op::kGather));
+
+enum class OperandClass : std::uint8_t { kNone, kGpr, kVector, kMmx, kControl, kFpuStack };
 
 // Bits of what an operand is to the instruction.
 inline constexpr std::uint8_t kReads = 1;

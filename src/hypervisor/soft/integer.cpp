@@ -57,7 +57,7 @@ Outcome load_far_pointer(Core& core, const Insn& insn) {
   if (!load_segment(core, segment, selector)) {
     return core.mmu.stopped();
   }
-  operand::write_register(core.cpu, insn.reg, size, offset);
+  set_sized(core.cpu, insn.reg, size, offset);
   return Outcome::kNext;
 }
 
@@ -155,8 +155,8 @@ Outcome divide(Core& core, const Insn& insn) {
   if (size == 1) {
     cpu.gpr[kRax] = (cpu.gpr[kRax] & ~0xffffULL) | remainder << 8 | quotient;
   } else {
-    operand::write_register(cpu, kRax, size, quotient);
-    operand::write_register(cpu, kRdx, size, remainder);
+    set_sized(cpu, kRax, size, quotient);
+    set_sized(cpu, kRdx, size, remainder);
   }
   return Outcome::kNext;
 }
@@ -380,7 +380,7 @@ Outcome ascii_adjust(Core& core, const Insn& insn) {
 Outcome execute_integer(Core& core, const Insn& insn) {
   switch (insn.op) {
     case Op::kLea:
-      operand::write_register(core.cpu, insn.reg, insn.operand_size, effective_address(core.cpu, insn));
+      set_sized(core.cpu, insn.reg, insn.operand_size, effective_address(core.cpu, insn));
       return Outcome::kNext;
     case Op::kMoveFromSegment:
       return move_from_segment(core, insn);

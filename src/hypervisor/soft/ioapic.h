@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/state.h"
+#include "hypervisor/hypervisor.h"
 #include "hypervisor/soft/apic_bus.h"
 #include "memory/io_handler.h"
 
@@ -16,7 +17,6 @@ namespace wisp::soft {
 
 inline constexpr std::uint64_t kIoApicAddress = 0xfec00000;
 inline constexpr std::uint64_t kIoApicSize = 0x1000;
-inline constexpr std::uint32_t kIoApicPins = 24;
 
 // Thread-safe.
 class IoApic final : public IoHandler {

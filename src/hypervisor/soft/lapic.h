@@ -79,9 +79,7 @@ class Lapic final {
   [[nodiscard]] bool take_nmi() { return nmi_pending_.exchange(false, std::memory_order_acq_rel); }
   [[nodiscard]] bool nmi_pending() const { return nmi_pending_.load(std::memory_order_acquire); }
   [[nodiscard]] bool take_init() { return init_pending_.exchange(false, std::memory_order_acq_rel); }
-  [[nodiscard]] bool init_pending() const { return init_pending_.load(std::memory_order_acquire); }
   [[nodiscard]] std::optional<std::uint8_t> take_sipi();
-  [[nodiscard]] bool sipi_pending() const { return sipi_.load(std::memory_order_acquire) >= 0; }
   // Whether LINT0 passes the 8259's interrupts through (virtual wire mode).
   [[nodiscard]] bool accepts_ext_int() const;
 

@@ -15,7 +15,7 @@ std::uint32_t chunk_at(std::uint64_t linear, std::uint32_t left) {
 
 bool load(Core& core, const Insn& insn, std::uint32_t size, std::uint64_t& value) {
   if (!insn.memory) {
-    value = read_register(core.cpu, insn.rm, size);
+    value = sized(core.cpu, insn.rm, size);
     return true;
   }
   std::uint64_t linear = 0;
@@ -26,7 +26,7 @@ bool load(Core& core, const Insn& insn, std::uint32_t size, std::uint64_t& value
 bool store(Core& core, const Insn& insn, std::uint32_t register_size, std::uint32_t memory_size,
            std::uint64_t value) {
   if (!insn.memory) {
-    write_register(core.cpu, insn.rm, register_size, value);
+    set_sized(core.cpu, insn.rm, register_size, value);
     return true;
   }
   std::uint64_t linear = 0;

@@ -3,21 +3,10 @@
 
 #include <cstdint>
 
+#include "hypervisor/soft/conditions.h"
 #include "hypervisor/soft/executor.h"
 
 namespace wisp::soft::operand {
-
-// Of 2, 4 or 8 bytes, zero-extended.
-[[nodiscard]] inline std::uint64_t read_register(const Cpu& cpu, std::uint8_t reg, std::uint32_t size) {
-  const std::uint64_t value = cpu.gpr[reg];
-  return size == 8 ? value : size == 4 ? value & 0xffffffff : value & 0xffff;
-}
-
-// 4 bytes clear the upper half; 2 leave the rest.
-inline void write_register(Cpu& cpu, std::uint8_t reg, std::uint32_t size, std::uint64_t value) {
-  std::uint64_t& target = cpu.gpr[reg];
-  target = size == 8 ? value : size == 4 ? value & 0xffffffff : (target & ~0xffffULL) | (value & 0xffff);
-}
 
 // The linear address of the memory operand.
 [[nodiscard]] inline bool locate(Core& core, const Insn& insn, std::uint32_t size, Access access,

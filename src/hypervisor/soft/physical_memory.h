@@ -73,7 +73,7 @@ class PhysicalMemory final : public AddressSpaceListener {
   [[nodiscard]] Result<std::vector<std::uint64_t>> take_dirty_log(std::uint64_t gpa);
 
   [[nodiscard]] bool has_doorbells() const;
-  // The doorbell that a write hits, or -1 (MMIO and, with `ports`, the port space).
+  // The doorbell that a write hits, or -1.
   [[nodiscard]] int doorbell(std::uint64_t address, std::span<const std::uint8_t> data) const;
 
   [[nodiscard]] Result<void> range_added(const FlatRange& range) override;

@@ -26,7 +26,7 @@ class SharedCode final : public CodeWatcher {
   [[nodiscard]] Translator* translator() { return translator_.get(); }
 
   // Instructions in [gpa, gpa + size), inside one page, are about to be read and kept decoded: from now on
-  // every write to these lines changes the page's version. `self` and `mmu` are the caller's.
+  // every write to these lines changes the page's version. `cpu` and `mmu` are the caller's.
   void watch_code(const PhysicalPage& page, std::uint64_t gpa, std::uint32_t size, Cpu& cpu, Mmu& mmu);
   // The same for a page that is watched already, without telling anybody; false: it is not any more.
   [[nodiscard]] static bool watch_more(const PhysicalPage& page, std::uint64_t gpa, std::uint32_t size);

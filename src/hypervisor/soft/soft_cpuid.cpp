@@ -131,11 +131,11 @@ CpuidEntry leaf_7(const HostFeatures& host, std::uint32_t x87_bits) {
 
 void add_xsave(CpuidTable& table, const HostFeatures& host) {
   const std::uint32_t components = host.has(Feature::kAvx) ? 7 : 3;
-  const std::uint32_t size = host.has(Feature::kAvx) ? kXsaveSize : 576;
-  table.set(sub(0xd, 0, components, 576, size, 0));  // EBX follows XCR0
-  table.set(sub(0xd, 1, bit(0), 0, 0, 0));           // XSAVEOPT
+  const std::uint32_t size = host.has(Feature::kAvx) ? kXsaveSize : xsave::kYmm;
+  table.set(sub(0xd, 0, components, xsave::kYmm, size, 0));  // EBX follows XCR0
+  table.set(sub(0xd, 1, bit(0), 0, 0, 0));                   // XSAVEOPT
   if (host.has(Feature::kAvx)) {
-    table.set(sub(0xd, 2, 256, 576, 0, 0));
+    table.set(sub(0xd, 2, xsave::kYmmSize, xsave::kYmm, 0, 0));
   }
 }
 
@@ -219,7 +219,7 @@ CpuidEntry cpuid_answer(std::span<const CpuidEntry> entries, std::uint32_t leaf,
   if (effective == 1) {
     out.ecx = (cr4 & cr4::kOsxsave) != 0 ? out.ecx | bit(27) : out.ecx & ~bit(27);
   } else if (effective == 0xd && subleaf == 0) {
-    out.ebx = (xcr0 & 4) != 0 ? kXsaveSize : 576;
+    out.ebx = (xcr0 & 4) != 0 ? kXsaveSize : xsave::kYmm;
   }
   return out;
 }

@@ -7,18 +7,10 @@
 #include "base/bytes.h"
 #include "hypervisor/soft/kvm_clock.h"
 #include "hypervisor/soft/soft_cpuid.h"
+#include "hypervisor/xsave_layout.h"
 
 namespace wisp::soft {
 namespace {
-
-// Parts of the XSAVE area (SDM volume 1, 13.4).
-constexpr std::size_t kXsaveHeader = 512;
-constexpr std::size_t kXsaveExtended = 576;
-constexpr std::size_t kAvxSize = 256;
-constexpr std::size_t kXmmStart = 160;
-constexpr std::size_t kXsaveMost = 64 * 1024;
-constexpr std::size_t kMxcsr = 24;
-constexpr std::uint32_t kMxcsrBits = 0xffff;
 
 CpuSegment segment_of(const Segment& in) {
   const std::uint32_t attributes = in.attributes;
@@ -223,25 +215,24 @@ Result<void> set_special_regs(Cpu& cpu, const CpuSpecialRegs& sregs) {
 }
 
 std::vector<std::uint8_t> xsave_of(const Cpu& cpu) {
-  constexpr std::uint64_t kSse = 2;
-  constexpr std::uint32_t kMxcsrInit = 0x1f80;
   std::vector<std::uint8_t> area(cpu.vectors.begin(), cpu.vectors.end());
-  const auto components = load_le<std::uint64_t>(area.data() + kXsaveHeader);
-  if ((components & kSse) == 0 && load_le<std::uint32_t>(area.data() + kMxcsr) != kMxcsrInit) {
+  const auto components = load_le<std::uint64_t>(area.data() + xsave::kHeader);
+  if ((components & xsave::kSse) == 0 &&
+      load_le<std::uint32_t>(area.data() + xsave::kMxcsr) != xsave::kMxcsrInit) {
     // The host's processor calls the component initial by the registers alone, but whoever loads the area
     // takes MXCSR from it only where the component is there.
-    std::fill_n(area.begin() + kXmmStart, kAvxSize, std::uint8_t{0});
-    store_le(area.data() + kXsaveHeader, components | kSse);
+    std::fill_n(area.begin() + xsave::kXmm, xsave::kXmmEnd - xsave::kXmm, std::uint8_t{0});
+    store_le(area.data() + xsave::kHeader, components | xsave::kSse);
   }
   return area;
 }
 
 Result<void> set_xsave(Cpu& cpu, std::span<const std::uint8_t> area, std::uint64_t allowed) {
-  if (area.size() < kXsaveExtended || area.size() > kXsaveMost) {
+  if (area.size() < xsave::kYmm || area.size() > xsave::kMost) {
     return fail("saved CPU state has an XSAVE area of {} bytes; it must have {} to {}", area.size(),
-                kXsaveExtended, kXsaveMost);
+                xsave::kYmm, xsave::kMost);
   }
-  if (load_le<std::uint64_t>(area.data() + kXsaveHeader + 8) != 0) {
+  if (load_le<std::uint64_t>(area.data() + xsave::kHeader + 8) != 0) {
     return fail("saved CPU state has a compacted XSAVE area; only the standard format is loaded");
   }
   if (area.size() > kXsaveSize &&
@@ -249,7 +240,7 @@ Result<void> set_xsave(Cpu& cpu, std::span<const std::uint8_t> area, std::uint64
     return fail("saved CPU state has an XSAVE area of {} bytes in use; the software CPU's has {}",
                 area.size(), kXsaveSize);
   }
-  const auto components = load_le<std::uint64_t>(area.data() + kXsaveHeader);
+  const auto components = load_le<std::uint64_t>(area.data() + xsave::kHeader);
   if ((components & ~allowed) != 0) {
     return fail(
         "saved CPU state uses vector registers (XSAVE components {:#x}) that this CPU does not have; load it "
@@ -257,7 +248,7 @@ Result<void> set_xsave(Cpu& cpu, std::span<const std::uint8_t> area, std::uint64
         "the engine or on a host that has it",
         components & ~allowed);
   }
-  if ((components & 4) != 0 && area.size() < kXsaveSize) {
+  if ((components & xsave::kAvx) != 0 && area.size() < kXsaveSize) {
     return fail("saved CPU state has AVX registers in use beyond the end of its XSAVE area");
   }
   // A component that is not in use has its initial state, whatever lies in its place.
@@ -265,24 +256,25 @@ Result<void> set_xsave(Cpu& cpu, std::span<const std::uint8_t> area, std::uint64
   const auto take = [&](std::size_t offset, std::size_t size) {
     std::copy_n(area.data() + offset, size, next.data() + offset);
   };
-  store_le<std::uint16_t>(next.data(), 0x37f);  // FCW
-  if ((components & 1) != 0) {
-    take(0, kMxcsr);
-    take(32, kXmmStart - 32);
+  store_le<std::uint16_t>(next.data() + xsave::kControl, xsave::kControlInit);
+  if ((components & xsave::kX87) != 0) {
+    take(0, xsave::kMxcsr);
+    take(xsave::kStack, xsave::kStackEnd - xsave::kStack);
   }
-  if ((components & 2) != 0) {
-    take(kXmmStart, 256);
+  if ((components & xsave::kSse) != 0) {
+    take(xsave::kXmm, xsave::kXmmEnd - xsave::kXmm);
   }
-  if ((components & 4) != 0) {
-    take(kXsaveExtended, kAvxSize);
+  if ((components & xsave::kAvx) != 0) {
+    take(xsave::kYmm, xsave::kYmmSize);
   }
-  const auto mxcsr = load_le<std::uint32_t>(area.data() + kMxcsr);
-  if ((components & 6) != 0 && (mxcsr & ~kMxcsrBits) != 0) {
+  const auto mxcsr = load_le<std::uint32_t>(area.data() + xsave::kMxcsr);
+  if ((components & (xsave::kSse | xsave::kAvx)) != 0 && (mxcsr & ~xsave::kMxcsrBits) != 0) {
     return fail("saved CPU state has MXCSR {:#x}, with bits that do not exist", mxcsr);
   }
-  store_le<std::uint32_t>(next.data() + kMxcsr, (components & 6) != 0 ? mxcsr : 0x1f80);
-  store_le<std::uint32_t>(next.data() + kMxcsr + 4, kMxcsrBits);
-  store_le<std::uint64_t>(next.data() + kXsaveHeader, allowed & 7);
+  store_le<std::uint32_t>(next.data() + xsave::kMxcsr,
+                          (components & (xsave::kSse | xsave::kAvx)) != 0 ? mxcsr : xsave::kMxcsrInit);
+  store_le<std::uint32_t>(next.data() + xsave::kMxcsrMask, xsave::kMxcsrBits);
+  store_le<std::uint64_t>(next.data() + xsave::kHeader, allowed & 7);
   cpu.vectors = next;
   return {};
 }

@@ -15,7 +15,6 @@ namespace wisp::soft {
 namespace {
 
 constexpr std::uint64_t kNsPerSecond = 1'000'000'000;
-constexpr std::uint8_t kNmiVector = 2;
 
 void wait_on(std::atomic<std::uint32_t>& word, std::uint32_t value, std::optional<std::uint64_t> until_ns) {
   timespec until{};
@@ -165,8 +164,8 @@ SoftVcpu::Due SoftVcpu::deliver_one() {
     if (cpu.interrupt_shadow == 0) {
       nmi_waits_ = false;
       cpu.halted = false;
-      return deliver_event(core, Fault{.vector = kNmiVector}, EventKind::kNmi) ? Due::kDelivered
-                                                                               : Due::kShutdown;
+      return deliver_event(core, Fault{.vector = vec::kNmi}, EventKind::kNmi) ? Due::kDelivered
+                                                                              : Due::kShutdown;
     }
     cpu.run.store(0, std::memory_order_relaxed);  // back after the instruction in the shadow
   }

@@ -71,17 +71,19 @@ SoftVm::SoftVm(const SoftOptions& soft, const VmOptions& options)
       virtual_clock_(soft.execution.virtual_clock ? std::make_unique<VirtualClock>() : nullptr),
       clock_(virtual_clock_ ? static_cast<const SoftClock&>(*virtual_clock_) : *host_clock_),
       tsc_offset_(-clock_.tsc()),
-      notes_(soft.note) {}
+      note_(soft.note),
+      notes_(note_) {}
 
 SoftVm::~SoftVm() {
-  if (virtual_clock_ && vcpus_.size() == 1) {
+  // Past `notes_`, which a guest can fill.
+  if (note_ && virtual_clock_ && vcpus_.size() == 1) {
     const std::uint64_t retired = vcpus_.front()->retired();
-    notes_.add(fmt::format("virtual clock: {} instructions, {:.6f} s", retired,
-                           static_cast<double>(vcpus_.front()->virtual_ns()) / 1e9));
+    note_(fmt::format("virtual clock: {} instructions, {:.6f} s", retired,
+                      static_cast<double>(vcpus_.front()->virtual_ns()) / 1e9));
   }
-  if (code_ && code_->options().statistics) {
+  if (note_ && code_ && code_->options().statistics) {
     for (const auto& vcpu : vcpus_) {
-      notes_.add(fmt::format("vCPU {}: {}", vcpu->id(), vcpu->describe_work()));
+      note_(fmt::format("vCPU {}: {}", vcpu->id(), vcpu->describe_work()));
     }
   }
   if (service_) {
@@ -90,26 +92,7 @@ SoftVm::~SoftVm() {
 }
 
 Result<std::unique_ptr<SoftVm>> SoftVm::create(const SoftOptions& soft, const VmOptions& options) {
-  const CpuTopology& topology = options.topology;
-  const std::uint64_t places =
-      std::uint64_t{topology.sockets} * topology.dies * topology.clusters * topology.cores * topology.threads;
-  if (places == 0 || places > UINT16_MAX) {
-    return fail(
-        "CPU topology of {} sockets, {} dies, {} clusters, {} cores, {} threads: each must be at least 1, "
-        "and their product at most {}",
-        topology.sockets, topology.dies, topology.clusters, topology.cores, topology.threads, UINT16_MAX);
-  }
-  if (options.max_vcpus == 0 || options.max_vcpus > SoftHypervisor::kMaxVcpus) {
-    return fail("{} vCPUs: the software CPU takes 1 to {}", options.max_vcpus, SoftHypervisor::kMaxVcpus);
-  }
-  if (const std::uint32_t last = apic_id_of(topology, options.max_vcpus - 1);
-      last >= SoftHypervisor::kMaxVcpus) {
-    return fail(
-        "{} vCPUs: with this CPU topology the last has APIC id {}, and the highest possible is {}; use "
-        "counts "
-        "that are powers of two",
-        options.max_vcpus, last, SoftHypervisor::kMaxVcpus - 1);
-  }
+  WISP_TRY(check_topology(options, SoftHypervisor::kMaxVcpus, SoftHypervisor::kMaxVcpus, "the software CPU"));
   if (soft.execution.virtual_clock && options.max_vcpus != 1) {
     return fail("-accel soft,clock=virtual counts the instructions of one vCPU, and there are {}; use -smp 1",
                 options.max_vcpus);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -73,6 +74,7 @@ class SoftVm final : public Vm {
   const std::unique_ptr<VirtualClock> virtual_clock_;
   const SoftClock& clock_;
   const std::uint64_t tsc_offset_;
+  const std::function<void(const std::string&)> note_;  // may be empty
   Notes notes_;
   TscStep tsc_step_;
   PhysicalMemory memory_;

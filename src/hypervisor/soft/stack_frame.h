@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 
+#include "hypervisor/soft/conditions.h"
 #include "hypervisor/soft/descriptor.h"
 
 namespace wisp::soft {
@@ -28,9 +29,7 @@ class StackFrame final {
   static constexpr std::size_t kMost = 40;  // 31 parameters of a call gate and four words
 
  private:
-  [[nodiscard]] std::uint64_t mask() const {
-    return address_size_ == 8 ? ~0ULL : address_size_ == 4 ? 0xffffffffULL : 0xffffULL;
-  }
+  [[nodiscard]] std::uint64_t mask() const { return size_mask(address_size_); }
   [[nodiscard]] std::uint64_t linear(std::uint64_t offset) const { return (ss_.base + offset) & 0xffffffff; }
 
   const Segment ss_;
@@ -43,14 +42,7 @@ class StackFrame final {
 
 // rSP after a switch to another stack: all of it in 64-bit code, else by the B bit of SS.
 inline void set_stack_pointer(Cpu& cpu, std::uint64_t sp) {
-  std::uint64_t& rsp = cpu.gpr[kRsp];
-  if (cpu.code64()) {
-    rsp = sp;
-  } else if (cpu.segments[kSs].big()) {
-    rsp = sp & 0xffffffff;
-  } else {
-    rsp = (rsp & ~0xffffULL) | (sp & 0xffff);
-  }
+  set_sized(cpu, kRsp, stack_address_size(cpu), sp);
 }
 
 }  // namespace wisp::soft

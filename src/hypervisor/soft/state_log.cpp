@@ -7,6 +7,8 @@
 #include <cerrno>
 #include <span>
 
+#include "hypervisor/xsave_layout.h"
+
 namespace wisp::soft {
 namespace {
 
@@ -57,9 +59,9 @@ void StateLog::look(const Cpu& cpu) {
   }
   Hash vectors;  // MXCSR, XMM and upper halves of YMM
   const std::span all(cpu.vectors);
-  vectors.add(all.subspan(24, 4));
-  vectors.add(all.subspan(160, 256));
-  vectors.add(all.subspan(576, 256));
+  vectors.add(all.subspan(xsave::kMxcsr, 4));
+  vectors.add(all.subspan(xsave::kXmm, xsave::kXmmEnd - xsave::kXmm));
+  vectors.add(all.subspan(xsave::kYmm, xsave::kYmmSize));
   const std::string line =
       fmt::format("{} rip {:x} flags {:x} general {:016x} system {:016x} vectors {:016x}\n", retired, cpu.rip,
                   cpu.rflags(), general.value(), system.value(), vectors.value());

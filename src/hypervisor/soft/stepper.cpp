@@ -24,11 +24,6 @@ bool x87_store_is_held_back(const Cpu& cpu) {
   return x87_exception_pending(cpu) && (cpu.vectors[2] & ~cpu.vectors[0] & kAllButPrecision) != 0;
 }
 
-// Ports among them.
-bool is_string(Op op) {
-  return op >= Op::kIn && op <= Op::kCompareString;
-}
-
 // Whether the instruction raises #MF where an x87 exception is pending.
 bool waits_for_x87(const Insn& insn) {
   if (insn.vector_use == VectorUse::kX87) {
@@ -222,27 +217,32 @@ Outcome Stepper::run(const Insn& insn, const std::uint8_t** thunk) {
   cpu.interrupt_shadow = 0;
   cpu.io.answers_used = 0;
   Outcome outcome = Outcome::kNext;
-  if (insn.op == Op::kNative) {
-    outcome = native(insn, thunk);
-  } else if (insn.op == Op::kNop) {
-    outcome = Outcome::kNext;
-  } else if (insn.op <= Op::kUnknown) {
-    outcome = undefined(insn);
-  } else if (insn.op == Op::kLea || (insn.op >= Op::kMoveFromSegment && insn.op <= Op::kTranslateByte) ||
-             (insn.op >= Op::kDivide && insn.op <= Op::kDecimalAdjust)) {
-    outcome = execute_integer(core_, insn);
-  } else if ((insn.op >= Op::kPush && insn.op <= Op::kBound) ||
-             (insn.op >= Op::kClearCarry && insn.op <= Op::kSalc)) {
-    outcome = execute_control(core_, insn);
-  } else if (is_string(insn.op)) {
-    outcome = execute_string(core_, insn);
-  } else if (insn.op >= Op::kXsave && insn.op <= Op::kFpuWait) {
-    outcome = execute_extended_state(core_, insn);
-  } else if (insn.op >= Op::kGather) {
-    outcome = insn.op == Op::kMaskMoveBytes || host_features().has(insn.feature) ? execute_vector(core_, insn)
-                                                                                 : undefined(insn);
-  } else {
-    outcome = execute_system(core_, insn);
+  switch (group_of(insn.op)) {
+    case OpGroup::kNone:
+      outcome = insn.op == Op::kNative ? native(insn, thunk)
+                : insn.op == Op::kNop  ? Outcome::kNext
+                                       : undefined(insn);
+      break;
+    case OpGroup::kInteger:
+      outcome = execute_integer(core_, insn);
+      break;
+    case OpGroup::kControl:
+      outcome = execute_control(core_, insn);
+      break;
+    case OpGroup::kString:
+      outcome = execute_string(core_, insn);
+      break;
+    case OpGroup::kExtendedState:
+      outcome = execute_extended_state(core_, insn);
+      break;
+    case OpGroup::kVector:
+      outcome = insn.op == Op::kMaskMoveBytes || host_features().has(insn.feature)
+                    ? execute_vector(core_, insn)
+                    : undefined(insn);
+      break;
+    case OpGroup::kSystem:
+      outcome = execute_system(core_, insn);
+      break;
   }
   switch (outcome) {
     case Outcome::kNext:
@@ -267,7 +267,7 @@ Outcome Stepper::run(const Insn& insn, const std::uint8_t** thunk) {
   cpu.interrupt_shadow = static_cast<std::uint8_t>(cpu.interrupt_shadow & ~(shadow & 2U));
   --cpu.instructions_left;
   // RF holds for all of a repeated instruction (SDM volume 3, 17.3.1.1).
-  const bool repeats = outcome == Outcome::kJump && is_string(insn.op);
+  const bool repeats = outcome == Outcome::kJump && group_of(insn.op) == OpGroup::kString;
   if (resume && insn.op != Op::kInterruptReturn && !repeats) {
     cpu.other_flags &= ~flag::kRf;
   }
@@ -275,7 +275,7 @@ Outcome Stepper::run(const Insn& insn, const std::uint8_t** thunk) {
 }
 
 Outcome Stepper::undefined(const Insn& insn) {
-  if (insn.op != Op::kUndefined || insn.op == Op::kNative) {
+  if (insn.op != Op::kUndefined) {
     std::string bytes;
     for (std::size_t i = 0; i < insn.length; ++i) {
       bytes += fmt::format(" {:02x}", insn.bytes[i]);

@@ -96,7 +96,7 @@ Outcome invalidate_pcid(Core& core, const Insn& insn) {
   if (cpu.cpl != 0) {
     return operand::general_protection(core);
   }
-  const std::uint64_t type = operand::read_register(cpu, insn.reg, cpu.code64() ? 8 : 4);
+  const std::uint64_t type = sized(cpu, insn.reg, cpu.code64() ? 8 : 4);
   std::array<std::uint64_t, 2> descriptor{};
   std::uint64_t linear = 0;
   if (!operand::locate(core, insn, sizeof descriptor, Access::kRead, linear) ||
@@ -135,10 +135,10 @@ Outcome move_base(Core& core, const Insn& insn) {
   const std::uint32_t size = insn.rex_w() ? 8 : 4;
   std::uint64_t& base = cpu.segments[fs ? kFs : kGs].base;
   if (insn.op == Op::kReadFsBase || insn.op == Op::kReadGsBase) {
-    operand::write_register(cpu, insn.rm, size, base);
+    set_sized(cpu, insn.rm, size, base);
     return Outcome::kNext;
   }
-  const std::uint64_t value = operand::read_register(cpu, insn.rm, size);
+  const std::uint64_t value = sized(cpu, insn.rm, size);
   if (!canonical(value)) {
     return operand::general_protection(core);
   }
@@ -166,7 +166,7 @@ Outcome change_ac(Core& core, bool set) {
 
 Outcome random_number(Core& core, const Insn& insn) {
   Cpu& cpu = core.cpu;
-  operand::write_register(cpu, insn.rm, insn.operand_size, core.env.random());
+  set_sized(cpu, insn.rm, insn.operand_size, core.env.random());
   cpu.arithmetic_flags = flag::kCf;
   return Outcome::kNext;
 }
@@ -208,7 +208,7 @@ Outcome execute_system(Core& core, const Insn& insn) {
     case Op::kReadTscp:
       return read_tsc(core, true);
     case Op::kReadPid:
-      operand::write_register(cpu, insn.rm, cpu.code64() ? 8 : 4, cpu.msr.tsc_aux);
+      set_sized(cpu, insn.rm, cpu.code64() ? 8 : 4, cpu.msr.tsc_aux);
       return Outcome::kNext;
     case Op::kReadPmc:
       return operand::general_protection(core);  // there is no counter that it could name

@@ -238,7 +238,7 @@ Outcome move_from_cr(Core& core, const Insn& insn) {
     default:
       return operand::fault(core, vec::kUd);
   }
-  operand::write_register(cpu, insn.rm, insn.operand_size, value);
+  set_sized(cpu, insn.rm, insn.operand_size, value);
   return Outcome::kNext;
 }
 
@@ -247,7 +247,7 @@ Outcome move_to_cr(Core& core, const Insn& insn) {
   if (cpu.cpl != 0) {
     return operand::general_protection(core);
   }
-  const std::uint64_t value = operand::read_register(cpu, insn.rm, insn.operand_size);
+  const std::uint64_t value = sized(cpu, insn.rm, insn.operand_size);
   bool done = true;
   switch (insn.reg) {
     case 0:
@@ -279,7 +279,7 @@ Outcome move_from_dr(Core& core, const Insn& insn) {
   if (!debug_register(core, insn.reg, source)) {
     return Outcome::kFault;
   }
-  operand::write_register(core.cpu, insn.rm, insn.operand_size, *source);
+  set_sized(core.cpu, insn.rm, insn.operand_size, *source);
   return Outcome::kNext;
 }
 
@@ -289,7 +289,7 @@ Outcome move_to_dr(Core& core, const Insn& insn) {
   if (!debug_register(core, insn.reg, target)) {
     return Outcome::kFault;
   }
-  const std::uint64_t value = operand::read_register(cpu, insn.rm, insn.operand_size);
+  const std::uint64_t value = sized(cpu, insn.rm, insn.operand_size);
   if (target != &cpu.dr6 && target != &cpu.dr7) {
     *target = value;
     return Outcome::kNext;

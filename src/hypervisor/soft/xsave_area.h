@@ -5,25 +5,9 @@
 #include <cstring>
 
 #include "hypervisor/soft/cpu.h"
+#include "hypervisor/xsave_layout.h"
 
 namespace wisp::soft {
-
-namespace xsave {
-// Bits of XCR0, XSTATE_BV and the like.
-inline constexpr std::uint64_t kX87 = 1, kSse = 2, kAvx = 4;
-
-inline constexpr std::uint32_t kControl = 0, kStatus = 2, kTag = 4, kOpcode = 6, kPointers = 8, kMxcsr = 24,
-                               kMxcsrMask = 28, kStack = 32, kXmm = 160, kHeader = 512, kYmm = 576;
-inline constexpr std::uint32_t kStackEnd = 160;
-inline constexpr std::uint32_t kXmmEnd = 416;  // with 16 registers
-inline constexpr std::uint32_t kHeaderSize = 64;
-
-inline constexpr std::uint32_t kMxcsrBits = 0xffff;  // those that may be set
-inline constexpr std::uint32_t kMxcsrInit = 0x1f80;
-inline constexpr std::uint16_t kControlInit = 0x37f;
-inline constexpr std::uint16_t kExceptions = 0x3f;      // of control and status word
-inline constexpr std::uint16_t kErrorSummary = 0x8080;  // ES and B
-}  // namespace xsave
 
 template <typename T>
 [[nodiscard]] T vectors_get(const Cpu& cpu, std::uint32_t offset) {

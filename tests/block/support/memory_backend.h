@@ -30,7 +30,6 @@ class MemoryBackend final : public BlockBackend {
   BlockGeometry& geometry_for_change() { return geometry_; }
   std::function<int(const BlockRequest&)> inject;
   [[nodiscard]] std::vector<std::uint8_t>& data() { return data_; }
-  void resize_storage(std::uint64_t size) { data_.resize(size); }
 
   // kManual: the requests begun and not ended, oldest first.
   [[nodiscard]] const std::vector<BlockRequest*>& begun() const { return begun_; }
@@ -104,10 +103,6 @@ class MemoryBackend final : public BlockBackend {
   }
   [[nodiscard]] std::uint32_t in_flight() const override {
     return static_cast<std::uint32_t>(submitted_.size() + begun_.size());
-  }
-  [[nodiscard]] Result<std::uint64_t> refresh_size() override {
-    geometry_.size = data_.size() / kSectorSize * kSectorSize;
-    return geometry_.size;
   }
 
  private:

@@ -61,21 +61,23 @@ class InstructionKit : public PagingKit {
     const Insn insn = decoded(code);
     cpu().fault = {};
     cpu().io.answers_used = 0;
-    Outcome outcome = Outcome::kNext;
-    if (insn.op == Op::kUndefined) {
-      (void)cpu().raise(vec::kUd);
-      outcome = Outcome::kFault;
-    } else if (insn.op == Op::kLea || (insn.op >= Op::kMoveFromSegment && insn.op <= Op::kTranslateByte) ||
-               (insn.op >= Op::kDivide && insn.op <= Op::kDecimalAdjust)) {
-      outcome = execute_integer(core_, insn);
-    } else if ((insn.op >= Op::kPush && insn.op <= Op::kBound) ||
-               (insn.op >= Op::kClearCarry && insn.op <= Op::kSalc)) {
-      outcome = execute_control(core_, insn);
-    } else if (insn.op >= Op::kIn && insn.op <= Op::kCompareString) {
-      outcome = execute_string(core_, insn);
-    } else {
-      EXPECT_GE(insn.op, Op::kGather);
-      outcome = execute_vector(core_, insn);
+    Outcome outcome = Outcome::kFault;
+    switch (group_of(insn.op)) {
+      case OpGroup::kInteger:
+        outcome = execute_integer(core_, insn);
+        break;
+      case OpGroup::kControl:
+        outcome = execute_control(core_, insn);
+        break;
+      case OpGroup::kString:
+        outcome = execute_string(core_, insn);
+        break;
+      case OpGroup::kVector:
+        outcome = execute_vector(core_, insn);
+        break;
+      default:
+        EXPECT_EQ(insn.op, Op::kUndefined);
+        (void)cpu().raise(vec::kUd);
     }
     if (outcome != Outcome::kIo) {
       cpu().io.answer_count = 0;

@@ -149,8 +149,7 @@ TEST(LapicIpi, StartUpThatFollowsAnInitSurvivesIt) {
   ApicKit kit(2);
   ipi(kit.cpu(0), 1, 0x4612);  // from before: the INIT takes it away
   ipi(kit.cpu(0), 1, 0x4500);
-  EXPECT_TRUE(kit.cpu(1).init_pending());
-  EXPECT_FALSE(kit.cpu(1).sipi_pending());
+  EXPECT_FALSE(kit.cpu(1).take_sipi());
   ipi(kit.cpu(0), 1, 0x8500);  // de-assert: nothing
   ipi(kit.cpu(0), 1, 0x4608);
   EXPECT_TRUE(kit.cpu(1).take_init());
@@ -159,13 +158,13 @@ TEST(LapicIpi, StartUpThatFollowsAnInitSurvivesIt) {
   ASSERT_TRUE(page.has_value());
   EXPECT_EQ(*page, 8);
   EXPECT_FALSE(kit.cpu(1).take_sipi().has_value());
-  EXPECT_FALSE(kit.cpu(1).init_pending());
+  EXPECT_FALSE(kit.cpu(1).take_init());
 }
 
 TEST(LapicIpi, DeAssertedInitIsIgnored) {
   ApicKit kit(2);
   ipi(kit.cpu(0), 1, 0x8500);
-  EXPECT_FALSE(kit.cpu(1).init_pending());
+  EXPECT_FALSE(kit.cpu(1).take_init());
 }
 
 TEST(LapicMode, InitKeepsTheX2apicLogicalId) {

@@ -258,11 +258,10 @@ class SystemKit {
       (void)cpu().raise(vec::kUd);
       return Outcome::kFault;
     }
-    if (insn.op >= Op::kXsave && insn.op <= Op::kFpuWait) {
+    if (group_of(insn.op) == OpGroup::kExtendedState) {
       return execute_extended_state(core(), insn);
     }
-    EXPECT_TRUE(insn.op == Op::kHalt || insn.op == Op::kPause ||
-                (insn.op >= Op::kMoveFromCr && insn.op <= Op::kSerialize));
+    EXPECT_EQ(group_of(insn.op), OpGroup::kSystem);
     return execute_system(core(), insn);
   }
 

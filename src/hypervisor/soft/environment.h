@@ -1,21 +1,16 @@
-// Runs instructions one at a time: the complete executor, and what translated code calls for all that it does
-// not do itself.
+// What instructions ask of the machine around the processor.
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <span>
 #include <string>
 
 #include "hypervisor/cpu_state.h"
-#include "hypervisor/soft/cpu.h"
-#include "hypervisor/soft/insn.h"
-#include "hypervisor/soft/mmu.h"
 
 namespace wisp::soft {
 
-// What instructions ask of the machine around the processor. All calls come from the processor's thread.
+// All calls come from the processor's thread.
 class Environment {
  public:
   virtual ~Environment() = default;
@@ -24,7 +19,7 @@ class Environment {
   virtual CpuidEntry cpuid(std::uint32_t leaf, std::uint32_t subleaf) = 0;
   // MSRs that are not plain state of the processor: local APIC, TSC deadline, KVM clock. Empty: not there.
   [[nodiscard]] virtual std::optional<std::uint64_t> read_msr(std::uint32_t index) = 0;
-  // `unknown` where there is no such MSR, `bad_value` for #GP.
+  // kUnknown where there is no such MSR, kBadValue for #GP.
   enum class MsrWrite : std::uint8_t { kDone, kUnknown, kBadValue };
   [[nodiscard]] virtual MsrWrite write_msr(std::uint32_t index, std::uint64_t value) = 0;
   [[nodiscard]] virtual std::uint64_t read_cr8() = 0;
