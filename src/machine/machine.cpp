@@ -250,7 +250,7 @@ Result<EventLoop*> Machine::loop_for(const DeviceConfig& device) {
 Result<void> Machine::attach_device(const DeviceConfig& device, bool hotplug) {
   auto made = factory_->create(device, config_.devices);
   if (made) {
-    if (auto slot = slots_->attach(device.id, *std::move(made), wanted_slot(device)); slot) {
+    if (auto slot = slots_->attach(device.id, *made, wanted_slot(device)); slot) {
       if (hotplug) {
         platform_->slot_hotplug().set_present(slots_->present());
       }

@@ -11,7 +11,7 @@ VirtioSlots::~VirtioSlots() {
   }
 }
 
-Result<VirtioMmioSlot> VirtioSlots::attach(std::string id, std::unique_ptr<VirtioDevice>&& device,
+Result<VirtioMmioSlot> VirtioSlots::attach(std::string id, std::unique_ptr<VirtioDevice>& device,
                                            std::optional<std::uint32_t> wanted) {
   if (wanted && *wanted >= kCount) {
     return fail("slot {} does not exist, expected 0 to {}", *wanted, kCount - 1);

@@ -33,7 +33,7 @@ class VirtioSlots final {
   // Puts a device into slot `wanted`, or the first free one that has been free since the machine's last reset
   // (the guest may hold on to what it saw in another), or else any free one. Fails where none is free; the
   // device stays with the caller then, who knows where to destroy it.
-  [[nodiscard]] Result<VirtioMmioSlot> attach(std::string id, std::unique_ptr<VirtioDevice>&& device,
+  [[nodiscard]] Result<VirtioMmioSlot> attach(std::string id, std::unique_ptr<VirtioDevice>& device,
                                               std::optional<std::uint32_t> wanted = std::nullopt);
   // Takes the device out of the guest's sight and resets it. With no vCPU inside its registers, what this
   // gives is all that is left of it: to be destroyed on the device's event loop.

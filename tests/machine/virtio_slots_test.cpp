@@ -67,7 +67,7 @@ class VirtioSlotsTest : public ::testing::Test {
 
   Result<VirtioMmioSlot> attach(const std::string& id, std::optional<std::uint32_t> wanted = {}) {
     std::unique_ptr<VirtioDevice> device = std::make_unique<PlainDevice>(*loop_, memory_, fates_[id]);
-    auto place = slots_->attach(id, std::move(device), wanted);
+    auto place = slots_->attach(id, device, wanted);
     EXPECT_EQ(device == nullptr, place.has_value()) << "it stays with the caller where it did not get in";
     return place;
   }
