@@ -25,7 +25,6 @@ constexpr std::uint8_t kControlA = 0xa;
 constexpr std::uint8_t kControlB = 0xb;
 constexpr std::uint8_t kControlC = 0xc;
 constexpr std::uint8_t kControlD = 0xd;
-constexpr std::uint8_t kFirstNvram = 0xe;
 
 constexpr std::uint8_t kAUpdateInProgress = 1U << 7;
 constexpr std::uint8_t kADividerMask = 7U << 4;
