@@ -235,7 +235,7 @@ Result<void> VirtioBlk::activate(VirtioActivation activation) {
   }
   requests_ = std::vector<Request>(total);
   std::size_t next = 0;
-  for (std::uint16_t i = 0; i < queues_.size(); ++i) {
+  for (std::uint16_t i = 0; std::size_t{i} < queues_.size(); ++i) {
     for (std::uint32_t n = 0; queues_[i].queue && n < share; ++n) {
       requests_[next].queue = i;
       queues_[i].free.push_back(&requests_[next]);
@@ -552,7 +552,7 @@ void VirtioBlk::give_back(Request& request) {
 }
 
 void VirtioBlk::tell_driver() {
-  for (std::uint16_t i = 0; i < queues_.size(); ++i) {
+  for (std::uint16_t i = 0; std::size_t{i} < queues_.size(); ++i) {
     QueueState& state = queues_[i];
     if (!std::exchange(state.used, false)) {
       continue;

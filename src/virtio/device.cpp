@@ -5,7 +5,7 @@
 namespace wisp {
 
 void VirtioDevice::on_resume() {
-  for (std::uint16_t i = 0; i < queue_sizes().size(); ++i) {
+  for (std::uint16_t i = 0; std::size_t{i} < queue_sizes().size(); ++i) {
     if (queue(i) != nullptr) {
       notify(i);
     }

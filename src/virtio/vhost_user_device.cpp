@@ -68,7 +68,7 @@ Result<void> VhostUserDevice::activate(VirtioActivation activation) {
 
 Result<std::vector<VhostUserQueue>> VhostUserDevice::running_queues() {
   std::vector<VhostUserQueue> queues;
-  for (std::uint16_t i = 0; i < queues_.size(); ++i) {
+  for (std::uint16_t i = 0; std::size_t{i} < queues_.size(); ++i) {
     // A driver may leave queues out, as Linux does where it has fewer CPUs.
     if (queues_[i]) {
       WISP_ASSIGN(const int call_fd, interrupts_->call_fd(i));

@@ -282,18 +282,18 @@ TEST_P(Hostile, BrokenRingsCostNothing) {
       [](test::FakeGuest& g, FakeQueue& q) {
         // Every slot of the ring names the same head.
         q.set_descriptor(0, {g.base(), 16, kDescWrite, 0});
-        for (std::uint16_t i = 0; i < q.size(); ++i) {
+        for (std::uint16_t i = 0; std::size_t{i} < q.size(); ++i) {
           q.publish(0);
         }
       },
       [](test::FakeGuest& g, FakeQueue& q) {
         // Writable where readable is expected and the other way round, the biggest that RAM allows.
         const auto size = static_cast<std::uint32_t>(g.end() - g.base());
-        for (std::uint16_t i = 0; i < q.size(); ++i) {
+        for (std::uint16_t i = 0; std::size_t{i} < q.size(); ++i) {
           q.set_descriptor(i, {g.base(), size, (i & 1) != 0 ? kDescWrite : std::uint16_t{0}, 0});
         }
         q.set_available_index(q.size());
-        for (std::uint16_t i = 0; i < q.size(); ++i) {
+        for (std::uint16_t i = 0; std::size_t{i} < q.size(); ++i) {
           q.set_available_entry(i, i);
         }
       }};
@@ -324,7 +324,7 @@ TEST_P(Hostile, RandomRingsCostNothing) {
     const Gpa base = guest_.guest().allocate(0);
     for (std::uint16_t index = 0; index < guest_.queue_count(); ++index) {
       FakeQueue& queue = guest_.queue(index);
-      for (std::uint16_t i = 0; i < queue.size(); ++i) {
+      for (std::uint16_t i = 0; std::size_t{i} < queue.size(); ++i) {
         FakeDescriptor descriptor;
         descriptor.address = base + random() % 0x10000;
         descriptor.length = static_cast<std::uint32_t>(random() % ((random() & 7) == 0 ? 0x8000 : 64));

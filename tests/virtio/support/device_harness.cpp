@@ -26,7 +26,7 @@ std::uint64_t FakeInterrupts::used(std::uint16_t queue) {
 }
 
 void FakeInterrupts::clear() {
-  for (std::uint16_t i = 0; i < used_.size(); ++i) {
+  for (std::uint16_t i = 0; std::size_t{i} < used_.size(); ++i) {
     static_cast<void>(used(i));
     used_[i] = 0;
   }
@@ -60,7 +60,7 @@ Result<void> DeviceHarness::activate(const Setup& setup) {
                         (setup.indirect ? kVirtioFeatureIndirectDesc : 0);
   activation.interrupts = interrupts_.get();
   queues_.clear();
-  for (std::uint16_t i = 0; i < device_->queue_sizes().size(); ++i) {
+  for (std::uint16_t i = 0; std::size_t{i} < device_->queue_sizes().size(); ++i) {
     queues_.push_back(std::make_unique<FakeQueue>(
         *guest_, std::min(setup.queue_size, device_->queue_sizes()[i]), setup.event_idx));
     drain_eventfd(kick_fds_[i].get());
@@ -114,7 +114,7 @@ bool DeviceHarness::handle_kicks() {
   if (!active_ || device_->kicks_handled_elsewhere() || device_->paused()) {
     return false;
   }
-  for (std::uint16_t i = 0; i < kick_fds_.size(); ++i) {
+  for (std::uint16_t i = 0; std::size_t{i} < kick_fds_.size(); ++i) {
     if (drain_eventfd(kick_fds_[i].get()) > 0) {
       any = true;
       notify(i);
