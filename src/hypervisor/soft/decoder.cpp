@@ -468,9 +468,7 @@ class Decoder final {
     }
     if (opcode >= 0x40 && opcode < 0x50) {  // INC and DEC as FF /0 and /1
       rewrite(0xff, static_cast<std::uint8_t>(opcode < 0x48 ? 0 : 1), insn_.rm);
-    } else if (opcode > 0x90 && opcode < 0x98) {
-      exchange_rax();
-    } else if (opcode == 0x90) {
+    } else if (opcode >= 0x90 && opcode < 0x98) {
       exchange_rax();
     } else if ((opcode >= 0x6c && opcode < 0x70) || (opcode >= 0xe4 && opcode < 0xe8) ||
                (opcode >= 0xec && opcode < 0xf0)) {
@@ -487,9 +485,8 @@ class Decoder final {
         insn_.rm_access = kReads;
         lockable_ = false;
       }
-    } else if (opcode == 0x8e && (insn_.reg_field() == kCs || insn_.reg_field() > kGs)) {
-      undefined();
-    } else if (opcode == 0x8c && insn_.reg_field() > kGs) {
+    } else if ((opcode == 0x8e && insn_.reg_field() == kCs) ||
+               ((opcode == 0x8e || opcode == 0x8c) && insn_.reg_field() > kGs)) {
       undefined();
     } else if (opcode == 0xf6 || opcode == 0xf7) {
       group3();

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <atomic>
+#include <bit>
 #include <cerrno>
 #include <csignal>
 #include <mutex>
@@ -37,10 +38,10 @@ void on_fault(int signal, siginfo_t* info, void* context) {
     for (const Range& range : ranges) {
       if (rip >= range.start.load(std::memory_order_relaxed) &&
           rip < range.end.load(std::memory_order_relaxed)) {
-        auto* cpu = reinterpret_cast<Cpu*>(registers[REG_RSP]);
+        auto* cpu = reinterpret_cast<Cpu*>(registers[REG_RSP]);  // NOLINT(performance-no-int-to-ptr)
         cpu->scratch[2] = rip;
-        registers[REG_R14] =
-            static_cast<greg_t>(kHostFault + static_cast<std::uint64_t>(registers[REG_TRAPNO]));
+        const auto trap = static_cast<std::uint64_t>(registers[REG_TRAPNO]);
+        registers[REG_R14] = std::bit_cast<greg_t>(kHostFault + trap);
         registers[REG_RIP] = static_cast<greg_t>(range.leave.load(std::memory_order_relaxed));
         return;
       }
