@@ -21,6 +21,10 @@ Result<void> ThreadEngine::start(std::uint32_t workers, const std::function<Resu
   sigset_t all{};
   sigset_t before{};
   sigfillset(&all);
+  // But not what an instruction of its own raises, or no handler would hear of it.
+  for (const int signal : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGSYS, SIGABRT}) {
+    sigdelset(&all, signal);
+  }
   pthread_sigmask(SIG_SETMASK, &all, &before);
   int error = 0;
   std::latch running(static_cast<std::ptrdiff_t>(workers));

@@ -176,7 +176,8 @@ Result<std::unique_ptr<Signals>> Signals::create(EventLoop& loop, std::function<
   for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGWINCH}) {
     sigaddset(&set, signal);
   }
-  if (::pthread_sigmask(SIG_BLOCK, &set, nullptr) != 0 || ::signal(SIGPIPE, SIG_IGN) == SIG_ERR) {
+  if (::pthread_sigmask(SIG_BLOCK, &set, nullptr) != 0 || ::signal(SIGPIPE, SIG_IGN) == SIG_ERR ||
+      ::signal(SIGXFSZ, SIG_IGN) == SIG_ERR) {
     return fail_errno(errno, "cannot set the signals up");
   }
   signals->fd_ = UniqueFd(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));

@@ -56,12 +56,13 @@ class PidFile final {
   const ino_t inode_;
 };
 
-// From here on a signal that ends the process with a core dump puts a raw terminal back first. (A call that
-// the system-call filter refuses ends the process without asking any handler: that terminal stays raw.)
+// From here on an exception, abort() or SIGQUIT that ends the process puts a raw terminal back first. (A call
+// that the system-call filter refuses ends the process without asking any handler: that terminal stays raw.)
 [[nodiscard]] Result<void> restore_terminal_on_deadly_signals();
 
-// SIGTERM, SIGINT, SIGHUP and SIGWINCH as calls on the event loop; SIGPIPE is ignored. Made before any thread
-// is started, so that all threads have them blocked.
+// SIGTERM, SIGINT, SIGHUP and SIGWINCH as calls on the event loop; SIGPIPE and SIGXFSZ are ignored, since the
+// calls that raise them fail as well (a disk past RLIMIT_FSIZE gives the guest an error). Made before any
+// thread is started, so that all threads have them blocked.
 class Signals final {
  public:
   [[nodiscard]] static Result<std::unique_ptr<Signals>> create(EventLoop& loop,

@@ -90,6 +90,9 @@ class FdLoan {
  private:
   Result<std::string> numbers_of(std::string_view key, std::string_view text) {
     std::string numbers;
+    if (!key.ends_with('s') && text.contains(':')) {
+      return fail("Parameter '{}': '{}' names more than one file descriptor", key, clip(text, 80));
+    }
     while (true) {
       const std::size_t colon = text.find(':');
       const std::string name(text.substr(0, colon));

@@ -1,5 +1,5 @@
 // Commands that tell about the machine as it is.
-#include <unistd.h>
+#include <sys/stat.h>
 
 #include <array>
 #include <charconv>
@@ -124,8 +124,9 @@ QmpReply qmp_query_target(QmpContext&, const Json&) {
 }
 
 QmpReply qmp_query_kvm(QmpContext& context, const Json&) {
+  struct stat status{};  // not access(2), which the filter does not list
   return Json{{"enabled", context.machine.engine_name() == "kvm"},
-              {"present", ::access("/dev/kvm", F_OK) == 0}};
+              {"present", ::stat("/dev/kvm", &status) == 0}};
 }
 
 QmpReply qmp_query_name(QmpContext& context, const Json&) {

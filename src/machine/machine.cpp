@@ -133,6 +133,7 @@ Result<void> Machine::build() {
   for (const auto& vcpu : vcpus_) {
     WISP_TRY(vcpu->wait_started());
   }
+  ram_->block().keep_file();
   return {};
 }
 

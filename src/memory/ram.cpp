@@ -43,11 +43,11 @@ Result<std::unique_ptr<RamBlock>> RamBlock::create(const RamOptions& options) {
   // From here on the block owns the mapping.
   std::unique_ptr<RamBlock> block(
       new RamBlock(host, std::move(store.fd), options, store.shared, store.page_size));
+  block->fresh_ = std::move(store.created);
   WISP_TRY(block->advise(0, options.size));
   if (options.prealloc) {
     WISP_TRY(populate_ram(host, options.size, store.page_size));
   }
-  store.created.keep();
   return block;
 }
 

@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -29,10 +30,32 @@ struct RamOptions {
   bool merge = false;                             // MADV_MERGEABLE
 };
 
-// One mapping with one owner.
+// A file that goes again unless it is kept.
+class FreshFile final {
+ public:
+  FreshFile() = default;
+  explicit FreshFile(std::string path) : path_(std::move(path)) {}
+  FreshFile(FreshFile&& other) noexcept : path_(std::exchange(other.path_, {})) {}
+  FreshFile& operator=(FreshFile&& other) noexcept {
+    std::swap(path_, other.path_);
+    return *this;
+  }
+  FreshFile(const FreshFile&) = delete;
+  FreshFile& operator=(const FreshFile&) = delete;
+  ~FreshFile();
+
+  void keep() { path_.clear(); }
+
+ private:
+  std::string path_;
+};
+
+// One mapping with one owner. A file that was made for it goes with it unless keep_file() was called.
 class RamBlock final {
  public:
   [[nodiscard]] static Result<std::unique_ptr<RamBlock>> create(const RamOptions& options);
+  // The machine stands: its memory's file stays.
+  void keep_file() { fresh_.keep(); }
   RamBlock(const RamBlock&) = delete;
   RamBlock& operator=(const RamBlock&) = delete;
   ~RamBlock();
@@ -74,6 +97,7 @@ class RamBlock final {
   std::uint8_t* const host_;
   const std::uint64_t size_;
   const UniqueFd fd_;
+  FreshFile fresh_;
   const bool shared_;
   const std::uint64_t page_size_;
   const bool dump_;

@@ -74,6 +74,9 @@ Result<UniqueFd> open_ram_file(const RamOptions& options, FreshFile& created) {
     fd = UniqueFd(::open(options.path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
     if (fd.valid()) {
       created = FreshFile(options.path);
+    } else if (errno == EEXIST) {
+      // Another machine that shares it was quicker, or it is a link to where nothing is yet.
+      fd = UniqueFd(::open(options.path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
     }
   }
   if (!fd.valid() && !options.share && (errno == EACCES || errno == EROFS)) {

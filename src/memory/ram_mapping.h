@@ -3,33 +3,12 @@
 
 #include <cstdint>
 #include <string>
-#include <utility>
 
 #include "base/error.h"
 #include "base/unique_fd.h"
 #include "memory/ram.h"
 
 namespace wisp {
-
-// A file that goes again unless it is kept.
-class FreshFile final {
- public:
-  FreshFile() = default;
-  explicit FreshFile(std::string path) : path_(std::move(path)) {}
-  FreshFile(FreshFile&& other) noexcept : path_(std::exchange(other.path_, {})) {}
-  FreshFile& operator=(FreshFile&& other) noexcept {
-    std::swap(path_, other.path_);
-    return *this;
-  }
-  FreshFile(const FreshFile&) = delete;
-  FreshFile& operator=(const FreshFile&) = delete;
-  ~FreshFile();
-
-  void keep() { path_.clear(); }
-
- private:
-  std::string path_;
-};
 
 // What stands behind the memory, before it is mapped.
 struct RamStore {

@@ -46,6 +46,9 @@ class FakeMachine final : public MachineControl {
     if (state_ == RunState::kPaused) {
       return {};
     }
+    if (state_ == RunState::kCreated) {
+      return {};  // it will start paused
+    }
     if (state_ != RunState::kRunning) {
       return fail("the machine does not run");
     }

@@ -252,6 +252,8 @@ TEST(Qmp, DescriptorsGoFromTheClientIntoANetwork) {
             "Parameter 'fds': file descriptor named 'tap0' is given twice");
   EXPECT_EQ(error_of(client.execute("netdev_add", {{"id", "n"}, {"type", "tap"}, {"fds", "0"}})),
             "Parameter 'fds': file descriptor named '0' has not been found; send it with getfd");
+  EXPECT_EQ(error_of(client.execute("netdev_add", {{"id", "n"}, {"type", "tap"}, {"fd", "tap0:tap1"}})),
+            "Parameter 'fd': 'tap0:tap1' names more than one file descriptor");
   EXPECT_TRUE(
       client.execute("netdev_add", {{"id", "n"}, {"type", "tap"}, {"fds", "tap0"}}).contains("return"));
   bench.on_loop([&] {

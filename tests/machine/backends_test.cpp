@@ -49,7 +49,9 @@ class BackendsTest : public ::testing::Test {
   std::unique_ptr<EventLoop> loop_ = *EventLoop::create();
   Log log_{-1};
   SystemClock clock_;
-  Backends backends_{*loop_, log_, clock_};
+  bool filtered_ = false;
+  Backends backends_{*loop_, log_, clock_,
+                     [this] { return filtered_ ? install_seccomp(ThreadKind::kWorker) : Result<void>{}; }};
 };
 
 TEST_F(BackendsTest, IdsAreUniqueWithinAKind) {
@@ -233,6 +235,7 @@ TEST_F(BackendsTest, TheFilterLetsThroughWhatMayBeAddedLater) {
   const pid_t child = ::fork();
   if (child == 0) {
     // A call that is not listed ends the child by SIGSYS.
+    filtered_ = true;
     if (!install_seccomp(ThreadKind::kMain)) {
       ::_exit(100);
     }

@@ -156,6 +156,18 @@ TEST_F(BuildTest, MemoryThatCannotBe) {
   expect_failure("-m");
 }
 
+TEST_F(BuildTest, AFileForMemoryGoesWithAMachineThatFails) {
+  config_.memory.source = RamSource::kFile;
+  config_.memory.path = dir_.file("ram");
+  config_.drives.push_back(bad_drive());
+  expect_failure(dir_.file("missing.img"));
+  EXPECT_FALSE(std::filesystem::exists(dir_.file("ram")));
+  config_.drives.pop_back();
+  ASSERT_NO_FATAL_FAILURE(create_and_start());
+  machine_.reset();
+  EXPECT_TRUE(std::filesystem::exists(dir_.file("ram")));
+}
+
 TEST_F(BuildTest, ADriveWhoseFileIsMissing) {
   config_.drives.push_back(bad_drive());
   expect_failure(dir_.file("missing.img"));

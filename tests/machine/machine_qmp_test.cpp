@@ -241,7 +241,7 @@ TEST_F(MachineQmpTest, NoThreadIsWithoutAFilter) {
   config_.drives = {drive("disk")};
   config_.drives.back().properties.set("aio", std::string("threads"));
   ASSERT_NO_FATAL_FAILURE(create_and_start());
-  std::map<std::string, std::string> filters;
+  std::multimap<std::string, std::string> filters;
   for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
     if (task.path().filename() == std::to_string(::getpid())) {
       continue;  // the test's own
@@ -252,12 +252,13 @@ TEST_F(MachineQmpTest, NoThreadIsWithoutAFilter) {
       if (line.starts_with("Name:\t")) {
         name = line.substr(6);
       } else if (line.starts_with("Seccomp:\t")) {
-        filters[name] = line.substr(9);
+        filters.emplace(name, line.substr(9));
       }
     }
   }
   EXPECT_TRUE(filters.contains("io-one"));
-  EXPECT_TRUE(filters.contains("wisp-block"));
+  EXPECT_TRUE(filters.contains("vcpu0"));
+  EXPECT_GT(filters.count("wisp-block"), 1U);
   for (const auto& [name, mode] : filters) {
     EXPECT_EQ(mode, "2") << name;
   }

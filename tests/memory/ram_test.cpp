@@ -49,7 +49,11 @@ UniqueFd pattern_file(std::uint64_t size) {
 std::unique_ptr<RamBlock> must_create(const RamOptions& options) {
   auto block = RamBlock::create(options);
   EXPECT_TRUE(block.has_value()) << (block.has_value() ? "" : block.error().message);
-  return block.has_value() ? *std::move(block) : nullptr;
+  if (!block.has_value()) {
+    return nullptr;
+  }
+  (*block)->keep_file();
+  return *std::move(block);
 }
 
 std::string error_of(const RamOptions& options) {

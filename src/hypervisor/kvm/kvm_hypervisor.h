@@ -19,7 +19,7 @@ class System;
 
 // Guest physical addresses that the engine keeps for itself below 4 GiB: a machine puts nothing there and
 // tells the guest that they are reserved. The last four pages are for processors that cannot run real mode
-// without help, those before them for the probe of kvm_probe.h.
+// without help.
 inline constexpr Gpa kReservedStart = 0xfeff8000;
 inline constexpr std::uint64_t kReservedSize = 0x8000;
 
