@@ -98,11 +98,11 @@ std::uint64_t measured_khz() {
 }
 
 std::uint64_t host_tsc_khz() {
-  static const std::uint64_t khz = [] {
+  static const std::uint64_t kKhz = [] {
     const std::uint64_t stated = stated_khz();
     return stated != 0 ? stated : measured_khz();
   }();
-  return khz;
+  return kKhz;
 }
 
 }  // namespace
