@@ -90,4 +90,26 @@ Outcome execute_system(Core& core, const Insn& insn);          // system.cpp, sy
 // set.
 [[nodiscard]] bool vector_allowed(Cpu& cpu, VectorUse use);
 
+// By the function of its group; of none that is the processor's own business, and #UD here.
+[[nodiscard]] inline Outcome execute_by_group(Core& core, const Insn& insn) {
+  switch (group_of(insn.op)) {
+    case OpGroup::kNone:
+      break;
+    case OpGroup::kInteger:
+      return execute_integer(core, insn);
+    case OpGroup::kControl:
+      return execute_control(core, insn);
+    case OpGroup::kString:
+      return execute_string(core, insn);
+    case OpGroup::kExtendedState:
+      return execute_extended_state(core, insn);
+    case OpGroup::kVector:
+      return execute_vector(core, insn);
+    case OpGroup::kSystem:
+      return execute_system(core, insn);
+  }
+  (void)core.cpu.raise(vec::kUd);
+  return Outcome::kFault;
+}
+
 }  // namespace wisp::soft

@@ -217,32 +217,15 @@ Outcome Stepper::run(const Insn& insn, const std::uint8_t** thunk) {
   cpu.interrupt_shadow = 0;
   cpu.io.answers_used = 0;
   Outcome outcome = Outcome::kNext;
-  switch (group_of(insn.op)) {
-    case OpGroup::kNone:
-      outcome = insn.op == Op::kNative ? native(insn, thunk)
-                : insn.op == Op::kNop  ? Outcome::kNext
-                                       : undefined(insn);
-      break;
-    case OpGroup::kInteger:
-      outcome = execute_integer(core_, insn);
-      break;
-    case OpGroup::kControl:
-      outcome = execute_control(core_, insn);
-      break;
-    case OpGroup::kString:
-      outcome = execute_string(core_, insn);
-      break;
-    case OpGroup::kExtendedState:
-      outcome = execute_extended_state(core_, insn);
-      break;
-    case OpGroup::kVector:
-      outcome = insn.op == Op::kMaskMoveBytes || host_features().has(insn.feature)
-                    ? execute_vector(core_, insn)
-                    : undefined(insn);
-      break;
-    case OpGroup::kSystem:
-      outcome = execute_system(core_, insn);
-      break;
+  if (insn.op == Op::kNative) {
+    outcome = native(insn, thunk);
+  } else if (group_of(insn.op) == OpGroup::kNone) {
+    outcome = insn.op == Op::kNop ? Outcome::kNext : undefined(insn);
+  } else if (group_of(insn.op) == OpGroup::kVector && insn.op != Op::kMaskMoveBytes &&
+             !host_features().has(insn.feature)) {
+    outcome = undefined(insn);
+  } else {
+    outcome = execute_by_group(core_, insn);
   }
   switch (outcome) {
     case Outcome::kNext:

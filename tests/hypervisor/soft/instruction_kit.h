@@ -61,24 +61,7 @@ class InstructionKit : public PagingKit {
     const Insn insn = decoded(code);
     cpu().fault = {};
     cpu().io.answers_used = 0;
-    Outcome outcome = Outcome::kFault;
-    switch (group_of(insn.op)) {
-      case OpGroup::kInteger:
-        outcome = execute_integer(core_, insn);
-        break;
-      case OpGroup::kControl:
-        outcome = execute_control(core_, insn);
-        break;
-      case OpGroup::kString:
-        outcome = execute_string(core_, insn);
-        break;
-      case OpGroup::kVector:
-        outcome = execute_vector(core_, insn);
-        break;
-      default:
-        EXPECT_EQ(insn.op, Op::kUndefined);
-        (void)cpu().raise(vec::kUd);
-    }
+    const Outcome outcome = execute_by_group(core_, insn);
     if (outcome != Outcome::kIo) {
       cpu().io.answer_count = 0;
     }
