@@ -290,17 +290,21 @@ Result<void> populate_ram(std::uint8_t* host, std::uint64_t size, std::uint64_t 
   {
     std::vector<std::jthread> threads;
     std::uint64_t done = 0;
-    try {
-      for (std::uint64_t i = 1; i < wanted && share > 0; ++i) {
-        threads.emplace_back([&error, part = host + done, share, page_size] {
+    const auto add_thread = [&](std::uint8_t* part) {
+      try {
+        threads.emplace_back([&error, part, share, page_size] {
           if (const int result = populate_range(part, share, page_size); result != 0) {
             error.store(result, std::memory_order_relaxed);
           }
         });
-        done += share;
+        return true;
+      } catch (const std::system_error&) {
+        return false;
       }
-    } catch (const std::system_error&) {
-      // No more threads: what is left is done here.
+    };
+    // Where the host gives no more threads, what is left is done here.
+    for (std::uint64_t i = 1; i < wanted && share > 0 && add_thread(host + done); ++i) {
+      done += share;
     }
     if (const int result = populate_range(host + done, size - done, page_size); result != 0) {
       error.store(result, std::memory_order_relaxed);

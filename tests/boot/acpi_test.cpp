@@ -212,7 +212,7 @@ TEST_P(Iasl, DisassemblesEveryTableAndCompilesItAgain) {
     EXPECT_THAT(disassembled.output, Not(HasSubstr("Error")));
     EXPECT_THAT(disassembled.output, Not(HasSubstr("Warning")));
     EXPECT_THAT(disassembled.output, Not(HasSubstr("Unknown")));
-    const Outcome compiled = run("iasl -oa -p " + base + "-again " + base + ".dsl");
+    const Outcome compiled = run(fmt::format("iasl -oa -p {0}-again {0}.dsl", base));
     EXPECT_EQ(compiled.status, 0) << compiled.output;
     EXPECT_THAT(compiled.output, HasSubstr("Compilation successful. 0 Errors, 0 Warnings"))
         << table.signature;

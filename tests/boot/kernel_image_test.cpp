@@ -13,7 +13,6 @@ namespace wisp {
 namespace {
 
 using test::Bytes;
-using test::ElfSegment;
 using ::testing::HasSubstr;
 
 Result<KernelImage> read(const Bytes& file, ElfEntry elf_entry = ElfEntry::kAuto) {

@@ -132,6 +132,7 @@ TEST_F(BackendsTest, ANetdevIsOpenedAgainAfterItsDevice) {
   // A switch that takes connections one after another.
   const std::string path = dir_.file("switch.sock");
   const UniqueFd listener(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  ASSERT_TRUE(listener.valid());
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   path.copy(address.sun_path, sizeof address.sun_path - 1);
@@ -211,6 +212,7 @@ TEST_F(BackendsTest, TheFilterLetsThroughWhatMayBeAddedLater) {
   const UniqueFd peer(theirs);
   const std::string listener = dir_.file("switch.sock");
   const UniqueFd net_switch(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  ASSERT_TRUE(net_switch.valid());
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   listener.copy(address.sun_path, sizeof address.sun_path - 1);

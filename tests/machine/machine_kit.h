@@ -122,7 +122,7 @@ class EventRecord final : public MachineEvents {
   std::function<void(const std::string&)> then;
 
  private:
-  void note(std::string text) {
+  void note(const std::string& text) {
     all_.push_back(text);
     if (then) {
       then(text);

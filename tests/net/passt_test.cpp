@@ -159,6 +159,7 @@ TEST_F(RealPasst, AnswersAnArpRequest) {
 
 TEST_F(RealPasst, ABusyPortIsAnErrorAtTheStart) {
   const UniqueFd socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  ASSERT_TRUE(socket.valid());
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);

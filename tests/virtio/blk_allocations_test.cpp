@@ -28,6 +28,8 @@ void* allocate(std::size_t size) {
 
 }  // namespace
 
+// The analyzer takes the free() of the replaced operators for one of its own kind.
+// NOLINTBEGIN(clang-analyzer-cplusplus.NewDelete)
 void* operator new(std::size_t size) {
   return allocate(size);
 }
@@ -46,6 +48,7 @@ void operator delete(void* memory, std::size_t) noexcept {
 void operator delete[](void* memory, std::size_t) noexcept {
   std::free(memory);
 }
+// NOLINTEND(clang-analyzer-cplusplus.NewDelete)
 
 namespace wisp {
 namespace {

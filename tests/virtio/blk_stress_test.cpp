@@ -14,7 +14,6 @@ namespace wisp {
 namespace {
 
 using test::BlkDriver;
-using test::BlkSegment;
 using test::FakeGuest;
 using test::TempDir;
 

@@ -79,7 +79,7 @@ class BackendDriver final : public BlockClient {
   void block_done(BlockRequest& request, int error) override { done_.push_back({&request, error}); }
   void block_batch_done() override { ++batches_; }
 
-  void start(std::vector<BlockRequest*> requests) {
+  void start(const std::vector<BlockRequest*>& requests) {
     const std::lock_guard lock(strand_.mutex());
     for (BlockRequest* const request : requests) {
       backend_.submit(*request);
