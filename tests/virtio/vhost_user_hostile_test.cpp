@@ -131,6 +131,7 @@ TEST(VhostUserHostile, AListenerThatNeverAcceptsDoesNotHoldTheProcess) {
   address.sun_family = AF_UNIX;
   dir.file("sock").copy(address.sun_path, sizeof address.sun_path - 1);
   const UniqueFd listener(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  ASSERT_TRUE(listener.valid());
   ASSERT_EQ(::bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
   ASSERT_EQ(::listen(listener.get(), 0), 0);
   const auto loop = EventLoop::create().value();

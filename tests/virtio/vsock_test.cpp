@@ -43,6 +43,7 @@ Bytes pattern(std::size_t size, std::uint32_t seed = 0) {
 }
 
 void write_all(int fd, const Bytes& bytes) {
+  ASSERT_GE(fd, 0);
   ASSERT_EQ(::send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL), static_cast<ssize_t>(bytes.size()));
 }
 
