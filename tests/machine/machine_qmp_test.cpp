@@ -18,7 +18,6 @@ namespace wisp {
 namespace {
 
 using Json = nlohmann::json;
-using test::properties;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 

@@ -432,12 +432,12 @@ TEST_F(MachineTest, EveryReasonHasItsStatusAndIsToldWhoseItWas) {
     ShutdownReason reason;
     const char* by;
     int status;
-  } kCases[] = {
+  } cases[] = {
       {ShutdownReason::kHostQuit, "host", 0},       {ShutdownReason::kHostSignal, "host", 0},
       {ShutdownReason::kGuestShutdown, "guest", 0}, {ShutdownReason::kGuestReset, "guest", 0},
       {ShutdownReason::kError, "host", 1},
   };
-  for (const auto& one : kCases) {
+  for (const auto& one : cases) {
     ASSERT_NO_FATAL_FAILURE(create_and_start());
     machine().quit(one.reason);
     EXPECT_EQ(events_.take(), Strings{ended(one.by, one.reason)});

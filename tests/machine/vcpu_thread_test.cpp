@@ -266,7 +266,6 @@ TEST_F(VcpuThreadTest, EndsInEveryState) {
     }
     switch (state) {
       case 0:  // never started
-        break;
       case 1:  // parked
         break;
       case 2:  // in run()

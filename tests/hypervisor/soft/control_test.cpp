@@ -95,7 +95,7 @@ TEST(Jumps, Outside64BitCodeTheLimitCounts) {
 TEST(Jumps, LoopsCountWithTheAddressSize) {
   InstructionKit kit;
   Cpu& cpu = kit.cpu();
-  const auto loop = [&](std::vector<std::uint8_t> code, std::uint64_t rcx, std::uint64_t flags) {
+  const auto loop = [&](const std::vector<std::uint8_t>& code, std::uint64_t rcx, std::uint64_t flags) {
     cpu.rip = kRip;
     cpu.gpr[kRcx] = rcx;
     cpu.arithmetic_flags = flags;

@@ -51,7 +51,7 @@ TEST(Divide, AgreesWithTheHostAndFaultsExactlyWhereItMust) {
   std::mt19937_64 random(1);
   InstructionKit kit;
   Cpu& cpu = kit.cpu();
-  const std::array<std::vector<std::uint8_t>, 4> kCode{
+  const std::array<std::vector<std::uint8_t>, 4> codes{
       std::vector<std::uint8_t>{0xf6, 0xf3}, {0x66, 0xf7, 0xf3}, {0xf7, 0xf3}, {0x48, 0xf7, 0xf3}};
   int faults = 0;
   int divided = 0;
@@ -60,7 +60,7 @@ TEST(Divide, AgreesWithTheHostAndFaultsExactlyWhereItMust) {
     const std::uint32_t size = 1U << which;
     const unsigned bits = 8 * size;
     const bool is_signed = random() % 2 == 0;
-    std::vector<std::uint8_t> code = kCode[which];
+    std::vector<std::uint8_t> code = codes[which];
     code.back() = is_signed ? 0xfb : 0xf3;  // by BL, BX, ...
     const std::uint64_t rax = edge(random);
     const std::uint64_t rdx = random() % 3 == 0                 ? edge(random)
@@ -160,7 +160,7 @@ TEST(BitStrings, ReachAsFarAsTheRegisterSays) {
   }
   constexpr std::uint64_t kMiddle = kData + 2 * kPageSize;
   for (int round = 0; round < 20000; ++round) {
-    const std::array<std::uint8_t, 4> kOpcodes{0xa3, 0xab, 0xb3, 0xbb};
+    constexpr std::array<std::uint8_t, 4> kOpcodes{0xa3, 0xab, 0xb3, 0xbb};
     const std::uint8_t opcode = kOpcodes[random() % 4];
     const std::uint32_t size = 2U << (random() % 3);
     const bool lock = opcode != 0xa3 && random() % 2 == 0;

@@ -66,7 +66,8 @@ WISP_BARE void take_result(CaseResult& result, const ucontext_t& context, bool h
   result.rflags = static_cast<std::uint64_t>(registers[REG_EFL]);
   const auto* state = reinterpret_cast<const std::uint8_t*>(context.uc_mcontext.fpregs);
   copy(result.vectors.data(), state, kXsaveSize);
-  copy(result.data.data(), reinterpret_cast<const std::uint8_t*>(kCaseData), kCaseDataSize);
+  copy(result.data.data(), reinterpret_cast<const std::uint8_t*>(kCaseData),
+       kCaseDataSize);  // NOLINT(performance-no-int-to-ptr)
 }
 
 // Puts a case's code into place, or INT3 back.
@@ -79,7 +80,8 @@ WISP_BARE void place_code(const Case& one, bool in) {
 
 WISP_BARE void give_case(const Case& one, ucontext_t& context) {
   auto& registers = context.uc_mcontext.gregs;
-  copy(reinterpret_cast<std::uint8_t*>(kCaseData), child.data, kCaseDataSize);
+  copy(reinterpret_cast<std::uint8_t*>(kCaseData), child.data,
+       kCaseDataSize);  // NOLINT(performance-no-int-to-ptr)
   place_code(one, true);
   for (std::size_t i = 0; i < kOrder.size(); ++i) {
     registers[kOrder[i]] = static_cast<greg_t>(one.gpr[i]);
@@ -129,7 +131,7 @@ wisp_case_entry:
 
 bool map_at(std::uint64_t address, std::size_t size, int protection, int fd) {
   const int flags = MAP_FIXED_NOREPLACE | (fd >= 0 ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS);
-  void* wanted = reinterpret_cast<void*>(address);
+  void* wanted = reinterpret_cast<void*>(address);  // NOLINT(performance-no-int-to-ptr)
   return ::mmap(wanted, size, protection, flags | MAP_POPULATE, fd, 0) == wanted;
 }
 
@@ -147,7 +149,7 @@ bool map_at(std::uint64_t address, std::size_t size, int protection, int fd) {
   }
   child.code = static_cast<std::uint8_t*>(code);
   std::memset(code, 0xcc, kCaseCodeSize);
-  void* read_only = reinterpret_cast<void*>(kCaseReadOnly);
+  void* read_only = reinterpret_cast<void*>(kCaseReadOnly);  // NOLINT(performance-no-int-to-ptr)
   std::memset(read_only, kCaseReadOnlyByte, 0x1000);
   ::mprotect(read_only, 0x1000, PROT_READ);
   constexpr std::size_t kStack = 256U << 10;
