@@ -565,7 +565,7 @@ TEST(CommandLine, EveryExampleInTheReferenceParses) {
     }
     std::string example = line.substr(10, line.rfind('`') - 10);
     if (!example.starts_with("-kernel")) {
-      example = "-kernel k " + example;
+      example.insert(0, "-kernel k ");
     }
     EXPECT_TRUE(parse(example).has_value()) << example << "\n" << parse(example).error().message;
     ++examples;

@@ -148,10 +148,10 @@ struct Directory {
 };
 
 Result<std::unique_ptr<QmpServer>> listen_on(EventLoop& loop, const std::string& path) {
-  static const SystemClock clock;
+  static const SystemClock kClock;
   static Log log(2, LogLevel::kError);
   const std::vector<QmpEndpoint> endpoints{{.kind = QmpEndpoint::Kind::kUnix, .path = path, .host = {}}};
-  return QmpServer::create({loop, clock, log}, endpoints, driver_tables(), {});
+  return QmpServer::create({loop, kClock, log}, endpoints, driver_tables(), {});
 }
 
 TEST(QmpSocket, ALiveOneIsRefusedADeadOneReplacedAFileKept) {
