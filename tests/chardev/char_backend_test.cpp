@@ -531,7 +531,7 @@ TEST_F(CharTest, PtyPeersComeAndGo) {
     send_all(slave.get(), "in\n");
     backend_->write(bytes_of("out\n"));
     EXPECT_EQ(read_some(slave.get(), 4), "out\n") << "raw: not a byte more";
-    run_until([&] { return receiver_.text().size() == static_cast<std::size_t>(3 * round); });
+    run_until([&] { return receiver_.text().size() == 3 * static_cast<std::size_t>(round); });
     EXPECT_EQ(receiver_.connects, round);
     slave.reset();
     run_until([&] { return receiver_.disconnects == round; });
