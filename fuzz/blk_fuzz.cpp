@@ -14,7 +14,6 @@ namespace {
 using fuzz::Input;
 using test::BlkDriver;
 using test::DeviceHarness;
-using test::FakeDescriptor;
 using test::FakeGuest;
 using test::MemoryBackend;
 

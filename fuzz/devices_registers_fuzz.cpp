@@ -19,7 +19,7 @@ namespace {
 using fuzz::Input;
 
 void run(Input input) {
-  static const std::unique_ptr<EventLoop> loop = *EventLoop::create();
+  static const std::unique_ptr<EventLoop> kLoop = *EventLoop::create();
   FakeClock clock;
   Log log(-1);
   IrqRecord irq;
@@ -33,7 +33,7 @@ void run(Input input) {
       size = kSerialPortCount;
       break;
     case 1:
-      device = *Rtc::create(*loop, clock, line());
+      device = *Rtc::create(*kLoop, clock, line());
       size = kRtcPortCount;
       break;
     case 2:

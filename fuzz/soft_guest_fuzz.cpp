@@ -137,7 +137,6 @@ void run_kicked(const Program& program) {
 // What is in an XSAVE area but not the guest's to see: where x87's last instruction and operand were (the
 // host's own), the host's MXCSR_MASK, and whether a component in its initial state is said to be so.
 void settle(std::vector<std::uint8_t>& area) {
-  namespace xsave = soft::xsave;
   const std::uint8_t present = area.at(xsave::kHeader);
   const auto clear = [&area](std::size_t from, std::size_t end) {
     std::fill(area.begin() + static_cast<std::ptrdiff_t>(from),
@@ -247,7 +246,7 @@ void tell(const char* who, const Machine::Step& step, const CpuState& state) {
   out("tsc", state.msrs.empty() ? 0 : state.msrs.front().value);
   out("dr6", state.debug.dr6);
   std::uint32_t mxcsr = 0;
-  std::memcpy(&mxcsr, state.xsave.data() + soft::xsave::kMxcsr, sizeof mxcsr);
+  std::memcpy(&mxcsr, state.xsave.data() + xsave::kMxcsr, sizeof mxcsr);
   out("mxcsr", mxcsr);
   std::fprintf(stderr, "\n");
 }

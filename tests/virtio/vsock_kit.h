@@ -71,7 +71,8 @@ inline UniqueFd connect_unix(const std::string& path) {
 inline UniqueFd listen_unix(const std::string& path, int backlog = 1100) {
   UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   const sockaddr_un address = address_of(path);
-  WISP_ASSERT(::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0);
+  WISP_ASSERT(fd.valid() &&
+              ::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0);
   WISP_ASSERT(::listen(fd.get(), backlog) == 0);
   return fd;
 }
