@@ -113,9 +113,8 @@ std::optional<std::array<std::uint8_t, 6>> parse_mac_bytes(std::string_view text
   }
   for (std::size_t i = 0; i < bytes.size(); ++i) {
     const std::string_view digits = text.substr(i * 3, 2);
-    const char* const behind = digits.data() + digits.size();
-    const auto [end, error] = std::from_chars(digits.data(), behind, bytes[i], 16);
-    if (error != std::errc{} || end != behind || (i != 0 && text[i * 3 - 1] != ':')) {
+    const auto [end, error] = std::from_chars(digits.begin(), digits.end(), bytes[i], 16);
+    if (error != std::errc{} || end != digits.end() || (i != 0 && text[i * 3 - 1] != ':')) {
       return std::nullopt;
     }
   }

@@ -865,6 +865,7 @@ TEST(VirtioVsock, EchoAcrossThreads) {
   for (std::uint32_t i = 0; i < kStreams; ++i) {
     programs.emplace_back([&, i] {
       const UniqueFd peer = connect_unix(kit.path);
+      ASSERT_TRUE(peer.valid());
       write_text(peer.get(), "CONNECT " + std::to_string(100 + i) + "\n");
       std::string ok(64, '\0');
       EXPECT_GT(::recv(peer.get(), ok.data(), ok.size(), 0), 0);

@@ -66,8 +66,8 @@ WISP_BARE void take_result(CaseResult& result, const ucontext_t& context, bool h
   result.rflags = static_cast<std::uint64_t>(registers[REG_EFL]);
   const auto* state = reinterpret_cast<const std::uint8_t*>(context.uc_mcontext.fpregs);
   copy(result.vectors.data(), state, kXsaveSize);
-  copy(result.data.data(), reinterpret_cast<const std::uint8_t*>(kCaseData),
-       kCaseDataSize);  // NOLINT(performance-no-int-to-ptr)
+  // NOLINTNEXTLINE(performance-no-int-to-ptr)
+  copy(result.data.data(), reinterpret_cast<const std::uint8_t*>(kCaseData), kCaseDataSize);
 }
 
 // Puts a case's code into place, or INT3 back.
@@ -80,8 +80,8 @@ WISP_BARE void place_code(const Case& one, bool in) {
 
 WISP_BARE void give_case(const Case& one, ucontext_t& context) {
   auto& registers = context.uc_mcontext.gregs;
-  copy(reinterpret_cast<std::uint8_t*>(kCaseData), child.data,
-       kCaseDataSize);  // NOLINT(performance-no-int-to-ptr)
+  // NOLINTNEXTLINE(performance-no-int-to-ptr)
+  copy(reinterpret_cast<std::uint8_t*>(kCaseData), child.data, kCaseDataSize);
   place_code(one, true);
   for (std::size_t i = 0; i < kOrder.size(); ++i) {
     registers[kOrder[i]] = static_cast<greg_t>(one.gpr[i]);
