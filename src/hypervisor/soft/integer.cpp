@@ -118,6 +118,60 @@ std::int64_t sign_extend(std::uint64_t value, std::uint32_t bytes) {
   return static_cast<std::int64_t>(value << shift) >> shift;
 }
 
+// What a division that does not fault leaves in the arithmetic flags. They are undefined: most processors
+// leave them alone, others (AMD's family 26) do not. Here as on the host, whose own instruction translated
+// code uses.
+#define WISP_HOST_DIVIDE(instruction)                                              \
+  asm volatile("lea -128(%%rsp), %%rsp\n\tpushq %[flags]\n\tpopfq\n\t" instruction \
+               " %[divisor]\n\tpushfq\n\tpopq %[flags]\n\tlea 128(%%rsp), %%rsp"   \
+               : [flags] "+r"(flags), "+a"(low), "+d"(high)                        \
+               : [divisor] "r"(divisor)                                            \
+               : "cc", "memory")
+template <typename T>
+std::uint64_t flags_after_host_divide(std::uint64_t flags, bool is_signed, T low, T high, T divisor) {
+  flags = (flags & flag::kArithmetic) | flag::kFixed;
+  if (is_signed) {
+    WISP_HOST_DIVIDE("idiv");
+  } else {
+    WISP_HOST_DIVIDE("div");
+  }
+  return flags & flag::kArithmetic;
+}
+// By bytes, the dividend is AX.
+template <>
+std::uint64_t flags_after_host_divide(std::uint64_t flags, bool is_signed, std::uint8_t low_byte,
+                                      std::uint8_t high_byte, std::uint8_t divisor) {
+  auto low = static_cast<std::uint16_t>(high_byte << 8 | low_byte);
+  std::uint16_t high = 0;
+  flags = (flags & flag::kArithmetic) | flag::kFixed;
+  if (is_signed) {
+    WISP_HOST_DIVIDE("idiv");
+  } else {
+    WISP_HOST_DIVIDE("div");
+  }
+  return flags & flag::kArithmetic;
+}
+#undef WISP_HOST_DIVIDE
+
+std::uint64_t flags_after_divide(const Cpu& cpu, const Insn& insn, std::uint64_t low, std::uint64_t high,
+                                 std::uint64_t divisor) {
+  const bool is_signed = insn.op == Op::kDivideSigned;
+  const auto by = [&]<typename T>(T) {
+    return flags_after_host_divide(cpu.arithmetic_flags, is_signed, static_cast<T>(low), static_cast<T>(high),
+                                   static_cast<T>(divisor));
+  };
+  switch (insn.operand_size) {
+    case 1:
+      return by(std::uint8_t{});
+    case 2:
+      return by(std::uint16_t{});
+    case 4:
+      return by(std::uint32_t{});
+    default:
+      return by(std::uint64_t{});
+  }
+}
+
 // DIV and IDIV: rDX:rAX, or AX, by the operand.
 Outcome divide(Core& core, const Insn& insn) {
   Cpu& cpu = core.cpu;
@@ -131,6 +185,7 @@ Outcome divide(Core& core, const Insn& insn) {
   const std::uint64_t high = (size == 1 ? cpu.gpr[kRax] >> 8 : cpu.gpr[kRdx]) & size_mask(size);
   const Wide all_bits = ~Wide{0} >> (128 - 2 * bits);
   Wide dividend = Wide{high} << bits | low;
+  const std::uint64_t divisor_given = divisor;
   const bool is_signed = insn.op == Op::kDivideSigned;
   const bool dividend_negative = is_signed && high >> (bits - 1) != 0;
   const bool divisor_negative = is_signed && sign_extend(divisor, size) < 0;
@@ -152,6 +207,7 @@ Outcome divide(Core& core, const Insn& insn) {
   }
   const auto quotient = static_cast<std::uint64_t>(negative ? -magnitude : magnitude) & size_mask(size);
   const std::uint64_t remainder = (dividend_negative ? -rest : rest) & size_mask(size);
+  cpu.arithmetic_flags = flags_after_divide(cpu, insn, low, high, divisor_given);
   if (size == 1) {
     cpu.gpr[kRax] = (cpu.gpr[kRax] & ~0xffffULL) | remainder << 8 | quotient;
   } else {

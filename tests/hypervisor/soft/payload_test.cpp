@@ -401,6 +401,27 @@ TEST_P(Payload, DivideErrorKeepsWhatWasThere) {
   EXPECT_EQ(cpu().gpr[kRax], 7U);
 }
 
+// They are undefined; but both executors are one processor.
+TEST_P(Payload, ADivisionLeavesTheFlagsThatTheHostsOwnLeaves) {
+  std::uint64_t expected = 0x8d7;  // all set
+  std::uint16_t dividend = 1;
+  const std::uint8_t divisor = 0x20;
+  asm volatile(
+      "lea -128(%%rsp), %%rsp\n\tpushq %0\n\tpopfq\n\tidivb %2\n\tpushfq\n\tpopq %0\n\tlea 128(%%rsp), %%rsp"
+      : "+r"(expected), "+a"(dividend)
+      : "r"(divisor)
+      : "cc", "memory");
+  cpu().set_rflags(0x8d7);
+  cpu().gpr[kRax] = 1;
+  cpu().gpr[kRbx] = divisor << 8;
+  code(kCode, {0xf6, 0xff,  // idiv bh
+               0x9c, 0x59,  // pushfq; pop rcx
+               0xf4});
+  run_to_halt();
+  EXPECT_EQ(cpu().gpr[kRax], 0x100U);
+  EXPECT_EQ(cpu().gpr[kRcx] & flag::kArithmetic, expected & flag::kArithmetic);
+}
+
 // A page table entry changes under a loop that uses it: nothing old is used after INVLPG.
 TEST_P(Payload, InvalidatedPageIsLookedUpAgain) {
   put(kData, std::uint64_t{1});
