@@ -127,22 +127,9 @@ std::int64_t sign_extend(std::uint64_t value, std::uint32_t bytes) {
                : [flags] "+r"(flags), "+a"(low), "+d"(high)                        \
                : [divisor] "r"(divisor)                                            \
                : "cc", "memory")
-template <typename T>
-std::uint64_t flags_after_host_divide(std::uint64_t flags, bool is_signed, T low, T high, T divisor) {
-  flags = (flags & flag::kArithmetic) | flag::kFixed;
-  if (is_signed) {
-    WISP_HOST_DIVIDE("idiv");
-  } else {
-    WISP_HOST_DIVIDE("div");
-  }
-  return flags & flag::kArithmetic;
-}
-// By bytes, the dividend is AX.
-template <>
-std::uint64_t flags_after_host_divide(std::uint64_t flags, bool is_signed, std::uint8_t low_byte,
-                                      std::uint8_t high_byte, std::uint8_t divisor) {
-  auto low = static_cast<std::uint16_t>(high_byte << 8 | low_byte);
-  std::uint16_t high = 0;
+template <typename Half, typename Divisor>
+std::uint64_t flags_after_host_divide(std::uint64_t flags, bool is_signed, Half low, Half high,
+                                      Divisor divisor) {
   flags = (flags & flag::kArithmetic) | flag::kFixed;
   if (is_signed) {
     WISP_HOST_DIVIDE("idiv");
@@ -155,20 +142,20 @@ std::uint64_t flags_after_host_divide(std::uint64_t flags, bool is_signed, std::
 
 std::uint64_t flags_after_divide(const Cpu& cpu, const Insn& insn, std::uint64_t low, std::uint64_t high,
                                  std::uint64_t divisor) {
-  const bool is_signed = insn.op == Op::kDivideSigned;
-  const auto by = [&]<typename T>(T) {
-    return flags_after_host_divide(cpu.arithmetic_flags, is_signed, static_cast<T>(low), static_cast<T>(high),
-                                   static_cast<T>(divisor));
+  const auto by = [&]<typename Half, typename Divisor>(Half, Divisor, std::uint64_t lower) {
+    return flags_after_host_divide(cpu.arithmetic_flags, insn.op == Op::kDivideSigned,
+                                   static_cast<Half>(lower), static_cast<Half>(high),
+                                   static_cast<Divisor>(divisor));
   };
   switch (insn.operand_size) {
-    case 1:
-      return by(std::uint8_t{});
+    case 1:  // the dividend is AX
+      return by(std::uint16_t{}, std::uint8_t{}, high << 8 | low);
     case 2:
-      return by(std::uint16_t{});
+      return by(std::uint16_t{}, std::uint16_t{}, low);
     case 4:
-      return by(std::uint32_t{});
+      return by(std::uint32_t{}, std::uint32_t{}, low);
     default:
-      return by(std::uint64_t{});
+      return by(std::uint64_t{}, std::uint64_t{}, low);
   }
 }
 
