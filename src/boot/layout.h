@@ -6,7 +6,7 @@
 //   0xFEB00000  virtio-mmio transports
 //   0xFEC00000  I/O APIC
 //   0xFEE00000  local APIC
-//   0xFEFF8000  pages that the KVM engine keeps for itself
+//   0xFEFFC000  pages that the KVM engine keeps for itself
 //   0x100000000 RAM beyond the first 3 GiB
 #pragma once
 
@@ -75,7 +75,7 @@ inline constexpr std::uint32_t kVirtioMmioSlots = 64;
 inline constexpr Gpa kIoApic = 0xFEC0'0000;
 inline constexpr Gpa kLocalApic = 0xFEE0'0000;
 // Pages that the KVM engine keeps for itself. Reserved in E820, never RAM.
-inline constexpr Gpa kEnginePages = 0xFEFF'8000;
+inline constexpr Gpa kEnginePages = 0xFEFF'C000;
 inline constexpr Gpa kEnginePagesEnd = 0xFF00'0000;
 
 // --- Ports -----------------------------------------------------------------------------------------------

@@ -399,6 +399,10 @@ QmpReply qmp_chardev_add(QmpContext& context, const Json& arguments) {
     return qmp_fail(chardev.error().message);
   }
   log_warnings(context, warnings);
+  if (!find_driver(context.tables.chardevs, chardev->kind)->hotpluggable) {
+    return qmp_fail(fmt::format("Character device '{}' can not be added later; give it on the command line",
+                                chardev->kind));
+  }
   if (auto added = context.machine.add_chardev(*chardev); !added) {
     return qmp_fail(added.error().message);
   }

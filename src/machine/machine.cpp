@@ -258,7 +258,7 @@ Result<void> Machine::attach_device(const DeviceConfig& device, bool hotplug) {
       return {};
     } else {
       EventLoop& loop = (*made)->strand().loop();
-      destroy_on(loop, *std::move(made));
+      destroy_beside(loop, *std::move(made));
       made = std::unexpected(std::move(slot).error());
     }
   }

@@ -108,8 +108,9 @@ class Machine final : public MachineControl, private VcpuEvents {
   [[nodiscard]] Result<void> start_vcpus();
   [[nodiscard]] Result<void> attach_device(const DeviceConfig& device, bool hotplug);
   [[nodiscard]] Result<EventLoop*> loop_for(const DeviceConfig& device);
-  // Returns when `part` of a device is gone, on the thread of the device's event loop.
-  void destroy_on(EventLoop& loop, std::shared_ptr<void> part);
+  // Destroys `part` of a device here while the thread of the device's event loop stands still: the end of
+  // a back end (its socket's path, passt, an irqfd) takes calls that only this thread's filter has.
+  void destroy_beside(EventLoop& loop, std::shared_ptr<void> part);
   // Loads the kernel and puts vCPU 0 at its entry. With all vCPUs parked and RAM all zero.
   [[nodiscard]] Result<void> load_boot();
   [[nodiscard]] BootDescription describe_boot() const;

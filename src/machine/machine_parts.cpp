@@ -1,6 +1,7 @@
 // What control asks about a machine's parts, and hotplug.
 #include <algorithm>
-#include <future>
+#include <latch>
+#include <memory>
 
 #include "base/lent_fds.h"
 #include "machine/machine.h"
@@ -119,16 +120,22 @@ Result<void> Machine::add_device(const DeviceConfig& device) {
   return {};
 }
 
-void Machine::destroy_on(EventLoop& loop, std::shared_ptr<void> part) {
+void Machine::destroy_beside(EventLoop& loop, std::shared_ptr<void> part) {
   if (&loop == &services_.loop) {
     return;
   }
-  std::promise<void> gone;
-  loop.post([&gone, part = std::move(part)]() mutable {
-    part.reset();
-    gone.set_value();
+  struct Meeting {
+    std::latch stopped{1};
+    std::latch gone{1};
+  };
+  const auto meeting = std::make_shared<Meeting>();
+  loop.post([meeting] {
+    meeting->stopped.count_down();
+    meeting->gone.wait();
   });
-  gone.get_future().wait();
+  meeting->stopped.wait();
+  part.reset();
+  meeting->gone.count_down();
 }
 
 Result<void> Machine::remove_device(const std::string& id) {
@@ -141,7 +148,7 @@ Result<void> Machine::remove_device(const std::string& id) {
   if (auto detached = slots_->detach(id); detached) {
     factory_->forget(id);
     EventLoop& loop = (*detached)->device().strand().loop();
-    destroy_on(loop, *std::move(detached));
+    destroy_beside(loop, *std::move(detached));
   } else {
     removed = std::unexpected(std::move(detached).error());
   }

@@ -36,7 +36,7 @@ class VirtioSlots final {
   [[nodiscard]] Result<VirtioMmioSlot> attach(std::string id, std::unique_ptr<VirtioDevice>& device,
                                               std::optional<std::uint32_t> wanted = std::nullopt);
   // Takes the device out of the guest's sight and resets it. With no vCPU inside its registers, what this
-  // gives is all that is left of it: to be destroyed on the device's event loop.
+  // gives is all that is left of it: to be destroyed while the device's event loop stands still.
   [[nodiscard]] Result<std::shared_ptr<MmioTransport>> detach(const std::string& id);
 
   struct Occupied {

@@ -34,10 +34,14 @@ struct RamOptions {
 class FreshFile final {
  public:
   FreshFile() = default;
-  explicit FreshFile(std::string path) : path_(std::move(path)) {}
-  FreshFile(FreshFile&& other) noexcept : path_(std::exchange(other.path_, {})) {}
+  // `fd` is the file as it was made.
+  FreshFile(std::string path, int fd);
+  FreshFile(FreshFile&& other) noexcept
+      : path_(std::exchange(other.path_, {})), device_(other.device_), inode_(other.inode_) {}
   FreshFile& operator=(FreshFile&& other) noexcept {
     std::swap(path_, other.path_);
+    std::swap(device_, other.device_);
+    std::swap(inode_, other.inode_);
     return *this;
   }
   FreshFile(const FreshFile&) = delete;
@@ -48,6 +52,8 @@ class FreshFile final {
 
  private:
   std::string path_;
+  std::uint64_t device_ = 0;
+  std::uint64_t inode_ = 0;
 };
 
 // One mapping with one owner. A file that was made for it goes with it unless keep_file() was called.

@@ -73,7 +73,7 @@ Result<UniqueFd> open_ram_file(const RamOptions& options, FreshFile& created) {
   if (!fd.valid() && errno == ENOENT) {
     fd = UniqueFd(::open(options.path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
     if (fd.valid()) {
-      created = FreshFile(options.path);
+      created = FreshFile(options.path, fd.get());
     } else if (errno == EEXIST) {
       // Another machine that shares it was quicker, or it is a link to where nothing is yet.
       fd = UniqueFd(::open(options.path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
@@ -268,8 +268,18 @@ Result<std::uint8_t*> map_ram(const RamStore& store, std::uint64_t size, bool pr
   return at;
 }
 
+FreshFile::FreshFile(std::string path, int fd) {
+  struct stat made{};
+  if (::fstat(fd, &made) == 0) {
+    path_ = std::move(path);
+    device_ = made.st_dev;
+    inode_ = made.st_ino;
+  }
+}
+
 FreshFile::~FreshFile() {
-  if (!path_.empty()) {
+  struct stat now{};
+  if (!path_.empty() && ::lstat(path_.c_str(), &now) == 0 && now.st_dev == device_ && now.st_ino == inode_) {
     ::unlink(path_.c_str());
   }
 }

@@ -58,8 +58,12 @@ Result<std::vector<sock_filter>> compile(ThreadKind kind, SeccompViolation viola
   if (filter == nullptr) {
     return fail("cannot build a seccomp filter: not enough memory");
   }
-  // Balanced tree instead of a list: every system call pays for the filter.
-  seccomp_attr_set(filter.get(), SCMP_FLTATR_CTL_OPTIMIZE, 2);
+  // Balanced tree instead of a list: every system call pays for the filter. And calls by another ABI (int
+  // 0x80, x32) end the process as unlisted ones do: the library's own choice is the thread alone.
+  if (seccomp_attr_set(filter.get(), SCMP_FLTATR_CTL_OPTIMIZE, 2) < 0 ||
+      seccomp_attr_set(filter.get(), SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_KILL_PROCESS) < 0) {
+    return fail("cannot build a seccomp filter: libseccomp refuses its attributes");
+  }
   for (const SyscallRule& rule : seccomp_rules(kind)) {
     WISP_TRY(add_rule(filter, rule));
   }

@@ -14,6 +14,10 @@
 
 #include "sandbox/seccomp.h"
 
+#define VIRTIO_RING_NO_LEGACY  // helpers that are no C++
+#include <linux/vhost.h>
+#undef VIRTIO_RING_NO_LEGACY
+
 namespace wisp {
 namespace {
 
@@ -23,9 +27,6 @@ constexpr std::uint64_t kLow32 = 0xffffffff;
 constexpr std::uint64_t kIoctlNumberMask = 0xffff;
 constexpr std::uint64_t request(std::uint64_t code) {
   return code & kIoctlNumberMask;
-}
-constexpr std::uint64_t vhost(std::uint64_t number) {
-  return request(_IO(0xaf, number));
 }
 
 // By either form of the requests: it is the C library's choice.
@@ -46,18 +47,18 @@ constexpr auto kDeviceIoctls = std::to_array<std::uint64_t>({
     request(TUNSETQUEUE),
     // Block devices, with aio=off.
     request(BLKDISCARD),
-    // vhost (linux/vhost.h): features, rings, back ends.
-    vhost(0x00),
-    vhost(0x02),
-    vhost(0x03),
-    vhost(0x10),
-    vhost(0x11),
-    vhost(0x12),
-    vhost(0x20),
-    vhost(0x21),
-    vhost(0x22),
-    vhost(0x30),
-    vhost(0x61),
+    // vhost (linux/vhost.h).
+    request(VHOST_SET_FEATURES),
+    request(VHOST_SET_MEM_TABLE),
+    request(VHOST_SET_LOG_BASE),
+    request(VHOST_SET_VRING_NUM),
+    request(VHOST_SET_VRING_ADDR),
+    request(VHOST_SET_VRING_BASE),  // and VHOST_GET_VRING_BASE, which has the same number
+    request(VHOST_SET_VRING_KICK),
+    request(VHOST_SET_VRING_CALL),
+    request(VHOST_SET_VRING_ERR),
+    request(VHOST_NET_SET_BACKEND),
+    request(VHOST_VSOCK_SET_RUNNING),
 });
 // And a vCPU thread: entering the guest, and where it stood when that failed.
 constexpr auto kVcpuIoctls = [] {
@@ -92,18 +93,18 @@ constexpr std::array<std::uint64_t, 3> kOwnThread = {PR_SET_NAME, PR_SET_TIMERSL
     .number = SYS_getrandom                                                                                 \
   }
 
-// Moving data for devices: files, sockets, terminals, taps.
-#define WISP_DATA_RULES                                                                                   \
-  {.number = SYS_readv}, {.number = SYS_writev}, {.number = SYS_pread64}, {.number = SYS_pwrite64},       \
-      {.number = SYS_preadv}, {.number = SYS_pwritev}, {.number = SYS_preadv2}, {.number = SYS_fsync},    \
-      {.number = SYS_fdatasync}, {.number = SYS_fallocate}, {.number = SYS_io_uring_enter},               \
-      {.number = SYS_recvmsg}, {.number = SYS_recvfrom}, {.number = SYS_sendmsg}, {.number = SYS_sendto}, \
-      {.number = SYS_shutdown}, {.number = SYS_accept4}, {.number = SYS_connect},                         \
-      {.number = SYS_socket, .argument = 0, .mask = kLow32, .values = kUnixSockets},                      \
-      {.number = SYS_epoll_wait}, {.number = SYS_epoll_pwait}, {.number = SYS_epoll_ctl},                 \
-      {.number = SYS_timerfd_settime}, {.number = SYS_timerfd_create}, {.number = SYS_eventfd2},          \
-      {.number = SYS_fcntl}, {                                                                            \
-    .number = SYS_poll                                                                                    \
+// Moving data for devices: files, sockets, terminals, taps. And how passt ended, where it did.
+#define WISP_DATA_RULES                                                                                    \
+  {.number = SYS_readv}, {.number = SYS_writev}, {.number = SYS_pread64}, {.number = SYS_pwrite64},        \
+      {.number = SYS_preadv}, {.number = SYS_pwritev}, {.number = SYS_preadv2}, {.number = SYS_fdatasync}, \
+      {.number = SYS_fallocate}, {.number = SYS_io_uring_enter}, {.number = SYS_recvmsg},                  \
+      {.number = SYS_recvfrom}, {.number = SYS_sendmsg}, {.number = SYS_sendto}, {.number = SYS_shutdown}, \
+      {.number = SYS_accept4}, {.number = SYS_connect},                                                    \
+      {.number = SYS_socket, .argument = 0, .mask = kLow32, .values = kUnixSockets},                       \
+      {.number = SYS_epoll_wait}, {.number = SYS_epoll_pwait}, {.number = SYS_epoll_ctl},                  \
+      {.number = SYS_timerfd_settime}, {.number = SYS_timerfd_create}, {.number = SYS_eventfd2},           \
+      {.number = SYS_fcntl}, {.number = SYS_poll}, {                                                       \
+    .number = SYS_wait4                                                                                    \
   }
 
 constexpr auto kMainRules = std::to_array<SyscallRule>({
@@ -133,7 +134,6 @@ constexpr auto kMainRules = std::to_array<SyscallRule>({
     {.number = SYS_sched_getaffinity},
     // Leaving: socket and pid files, helper processes.
     {.number = SYS_unlink},
-    {.number = SYS_wait4},
     {.number = SYS_kill},
 });
 
@@ -147,11 +147,6 @@ constexpr auto kIoRules = std::to_array<SyscallRule>({
     WISP_COMMON_RULES,
     WISP_DATA_RULES,
     {.number = SYS_ioctl, .argument = 1, .mask = kIoctlNumberMask, .values = kDeviceIoctls},
-    // The end of a device: its socket's path, and passt.
-    {.number = SYS_newfstatat},
-    {.number = SYS_unlink},
-    {.number = SYS_wait4},
-    {.number = SYS_kill},
 });
 
 // What run_task() in block/io_engine.cpp calls.
@@ -166,7 +161,9 @@ constexpr auto kWorkerRules = std::to_array<SyscallRule>({
 
 constexpr auto kEngineRules = std::to_array<SyscallRule>({
     WISP_COMMON_RULES,
+    // drain_eventfd(), and its way on Linux before 5.8.
     {.number = SYS_preadv2},
+    {.number = SYS_poll},
     {.number = SYS_epoll_wait},
     {.number = SYS_epoll_pwait},
     {.number = SYS_epoll_ctl},

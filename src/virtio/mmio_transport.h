@@ -66,8 +66,8 @@ inline constexpr std::uint32_t kVirtioStatusNeedsReset = 64;
 inline constexpr std::uint32_t kVirtioStatusFailed = 128;
 
 // Owns the device and its registers, not its meaning. Thread-safe: takes the device's strand lock on each
-// access, but not for interrupt status and notifications. Destroyed on the event loop's thread, or when that
-// does not run.
+// access, but not for interrupt status and notifications. Destroyed on the event loop's thread, or while
+// that stands still.
 class MmioTransport final : public IoHandler, private VirtioInterrupts {
  public:
   // `device` and `irq` are owned by the transport from now on; on failure `device` stays with the caller.

@@ -4,6 +4,9 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <csignal>
+#include <filesystem>
+#include <fstream>
 #include <random>
 #include <thread>
 
@@ -241,6 +244,35 @@ TEST_P(RawFileTest, DrainFromAnotherThreadWhileTheLoopRuns) {
   }
   driver.loop().stop();
   runner.join();
+}
+
+// What an instruction of a worker raises must reach its handler: blocked, it would end the process at once,
+// and the terminal would keep its mode.
+TEST_P(RawFileTest, WorkersHearOfTheirOwnFaultsAndOfNothingElse) {
+  if (GetParam().aio != AioKind::kThreads) {
+    GTEST_SKIP() << "no threads of its own";
+  }
+  const std::string file = dir_.file("disk", kSize);
+  OPEN_OR_SKIP(backend, file);
+  int workers = 0;
+  for (const auto& thread : std::filesystem::directory_iterator("/proc/self/task")) {
+    std::ifstream status(thread.path() / "status");
+    const std::string text(std::istreambuf_iterator<char>(status), {});
+    if (!text.contains("Name:\twisp-block\n")) {
+      continue;
+    }
+    ++workers;
+    constexpr std::string_view kField = "SigBlk:\t";
+    const std::uint64_t blocked = std::stoull(text.substr(text.find(kField) + kField.size()), nullptr, 16);
+    const auto is_blocked = [blocked](int signal) { return (blocked >> (signal - 1) & 1) != 0; };
+    for (const int own : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGSYS, SIGABRT}) {
+      EXPECT_FALSE(is_blocked(own)) << own;
+    }
+    for (const int of_others : {SIGTERM, SIGINT, SIGHUP, SIGWINCH, SIGCHLD}) {
+      EXPECT_TRUE(is_blocked(of_others)) << of_others;
+    }
+  }
+  EXPECT_GT(workers, 0);
 }
 
 TEST_P(RawFileTest, TheThreadThatBeganARequestMayEnd) {

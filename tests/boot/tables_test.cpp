@@ -35,7 +35,7 @@ TEST(E820, SmallMachine) {
                                            {0x9'FC00, 0x400, kReserved},
                                            {0xE'0000, 0x2'0000, kReserved},
                                            {0x10'0000, 0x7F0'0000, kRam},
-                                           {0xFEFF'8000, 0x8000, kReserved}};
+                                           {0xFEFF'C000, 0x4000, kReserved}};
   EXPECT_EQ(e820({{0, 0x800'0000}}), expected);
 }
 
@@ -44,7 +44,7 @@ TEST(E820, MachineBeyond3GiB) {
                                            {0x9'FC00, 0x400, kReserved},
                                            {0xE'0000, 0x2'0000, kReserved},
                                            {0x10'0000, 0xBFF0'0000, kRam},
-                                           {0xFEFF'8000, 0x8000, kReserved},
+                                           {0xFEFF'C000, 0x4000, kReserved},
                                            {0x1'0000'0000, 0x4000'0000, kRam}};
   EXPECT_EQ(e820({{0, 0xC000'0000}, {0x1'0000'0000, 0x4000'0000}}), expected);
 }

@@ -5,12 +5,14 @@
 #include <gtest/gtest.h>
 #include <pty.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <termios.h>
 
 #include <array>
+#include <cerrno>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
@@ -213,7 +215,16 @@ TEST_F(ProcessTest, SignalsArriveOnTheLoop) {
                 return 3;
               }
               ::close(ends[0]);
-              return ::write(ends[1], "x", 1) < 0 ? 42 : 4;  // SIGPIPE did not end us
+              const UniqueFd file(::memfd_create("limited", MFD_CLOEXEC));
+              const rlimit one{.rlim_cur = 1, .rlim_max = 1};
+              if (!file.valid() || ::setrlimit(RLIMIT_FSIZE, &one) != 0) {
+                return 4;
+              }
+              // Neither SIGPIPE nor SIGXFSZ ends us.
+              if (::write(ends[1], "x", 1) >= 0 || errno != EPIPE) {
+                return 5;
+              }
+              return ::pwrite(file.get(), "x", 1, 1) < 0 && errno == EFBIG ? 42 : 6;
             }),
             42);
 }

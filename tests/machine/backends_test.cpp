@@ -8,6 +8,9 @@
 #include <sys/un.h>
 #include <sys/wait.h>
 
+#include <algorithm>
+
+#include "machine/device_table.h"
 #include "machine/machine_kit.h"
 #include "sandbox/seccomp.h"
 
@@ -228,6 +231,10 @@ TEST_F(BackendsTest, TheFilterLetsThroughWhatMayBeAddedLater) {
       with("file", properties({{"path", dir_.file("chr.log")}})),
       with("socket", properties({{"path", dir_.file("chr.sock")}, {"server", true}, {"wait", false}})),
       with("socket", properties({{"path", listener}}))};
+  for (const DriverInfo& kind : driver_tables().chardevs) {
+    const bool tried = std::ranges::any_of(chardevs, [&](const auto& one) { return one.kind == kind.name; });
+    EXPECT_EQ(tried, kind.hotpluggable) << kind.name;
+  }
   // No tap of this test is left behind: what it creates goes with the descriptor.
   const std::string tap = fmt::format("wb{}", ::getpid() % 100000);
   const std::vector<BackendConfig> netdevs{with("stream", properties({{"path", listener}})),

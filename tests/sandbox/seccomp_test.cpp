@@ -9,7 +9,9 @@
 
 #include <cerrno>
 #include <csignal>
+#include <functional>
 #include <set>
+#include <thread>
 #include <utility>
 
 namespace wisp {
@@ -41,6 +43,30 @@ TEST(Seccomp, AnUnlistedCallEndsTheProcess) {
     });
     ASSERT_TRUE(WIFSIGNALED(status)) << thread_kind_name(kind) << " status " << status;
     EXPECT_EQ(WTERMSIG(status), SIGSYS);
+  }
+}
+
+// By number for the x32 ABI, and by the 32-bit ABI's gate: a call that each kind lists in its own ABI. From a
+// thread, which must not be all that ends.
+TEST(Seccomp, CallsByAnotherAbiEndTheProcess) {
+  const auto x32 = [] { ::syscall(0x40000000 | SYS_getpid); };
+  const auto gate = [] {
+    long number = 20;  // getpid there
+    asm volatile("int $0x80" : "+a"(number) : : "memory", "r8", "r9", "r10", "r11");
+  };
+  for (const ThreadKind kind : kKinds) {
+    for (const std::function<void()>& call : {std::function<void()>(x32), std::function<void()>(gate)}) {
+      const int status = in_child([kind, &call] {
+        std::thread([kind, &call] {
+          if (install_seccomp(kind)) {
+            call();
+          }
+        }).join();
+        return 0;
+      });
+      ASSERT_TRUE(WIFSIGNALED(status)) << thread_kind_name(kind) << " status " << status;
+      EXPECT_EQ(WTERMSIG(status), SIGSYS);
+    }
   }
 }
 

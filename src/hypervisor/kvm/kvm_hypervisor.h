@@ -18,10 +18,9 @@ namespace kvm {
 class System;
 
 // Guest physical addresses that the engine keeps for itself below 4 GiB: a machine puts nothing there and
-// tells the guest that they are reserved. The last four pages are for processors that cannot run real mode
-// without help.
-inline constexpr Gpa kReservedStart = 0xfeff8000;
-inline constexpr std::uint64_t kReservedSize = 0x8000;
+// tells the guest that they are reserved. Processors that cannot run real mode without help need them.
+inline constexpr Gpa kReservedStart = 0xfeffc000;
+inline constexpr std::uint64_t kReservedSize = 0x4000;
 
 // APIC ids of 8 bits, without the broadcast id.
 inline constexpr std::uint32_t kMaxVcpus = 255;

@@ -99,7 +99,7 @@ void KvmVm::guest_started() {
 Result<void> KvmVm::set_up() {
   const Capabilities& capabilities = system_->capabilities();
   // Where VMX keeps what it needs to run real mode on processors without unrestricted guests.
-  std::uint64_t identity_map = kReservedStart + kReservedSize - 0x4000;
+  std::uint64_t identity_map = kReservedStart;
   WISP_KVM_TRY(fd_.get(), KVM_SET_IDENTITY_MAP_ADDR, &identity_map);
   WISP_KVM_TRY(fd_.get(), KVM_SET_TSS_ADDR, static_cast<unsigned long>(identity_map + kPageSize));
   context_.exception_payload =

@@ -54,6 +54,8 @@ class InstructionKit : public PagingKit {
                      insn),
               DecodeResult::kDone);
     EXPECT_EQ(insn.length, code.size());
+    EXPECT_TRUE(group_of(insn.op) != OpGroup::kNone || insn.op == Op::kUndefined)
+        << "nothing executes it here";
     return insn;
   }
   // What kNext leaves is where the group leaves it: rip does not move.

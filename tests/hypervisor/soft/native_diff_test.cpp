@@ -44,9 +44,6 @@ std::uint64_t setting(const char* name, std::uint64_t fallback) {
 // software CPU leave the same there, so only those that are done otherwise are named.
 std::uint64_t undefined_flags(const Insn& insn) {
   switch (insn.op) {
-    case Op::kDivide:
-    case Op::kDivideSigned:
-      return flag::kArithmetic;
     case Op::kBitTest:
     case Op::kBitSet:
     case Op::kBitReset:
