@@ -40,7 +40,8 @@ void BlockEmitter::decode_block(std::uint32_t page_offset) {
       scratch_.insns.pop_back();
       break;
     }
-    if (ends_straight_line(insn.op) || (count_ && is_conditional(insn.op))) {
+    if (ends_straight_line(insn.op) ||
+        (count_ && ends_counted_block(insn, static_cast<std::int64_t>(offset)))) {
       break;
     }
     offset += insn.length;
@@ -95,7 +96,8 @@ bool BlockEmitter::emit(std::uint64_t gpa, EmittedBlock& block) {
       out_->load(kTemp, kNoInterruptWaits);
       scratch_.cold.push_back({.kind = ColdCode::Kind::kLeave,
                                .from = out_->far_jump_if_temp_zero(),
-                               .page_offset = static_cast<std::uint32_t>(offset_)});
+                               .page_offset = static_cast<std::uint32_t>(offset_),
+                               .next_mark = block.instructions});
     }
   }
   block.guest_bytes = static_cast<std::uint32_t>(offset_) - page_offset;
@@ -121,13 +123,18 @@ bool BlockEmitter::emit(std::uint64_t gpa, EmittedBlock& block) {
   return !straight_.full() && !cold_.full();
 }
 
+// What the block has taken, but for its first `but` instructions.
+void BlockEmitter::give_back(std::size_t but) {
+  out_->load(kTemp, kInstructionsLeft);
+  const std::size_t place = out_->lea_long(kTemp, kTemp);
+  scratch_.lengths.push_back({.place = {out_, place}, .sign = 1, .more = -static_cast<std::int32_t>(but)});
+  out_->store(kInstructionsLeft, kTemp);
+}
+
 // Where the block must not begin, or instructions_left does not do for it: gives back what was taken, and
 // leaves for single steps.
 void BlockEmitter::give_back_all(std::uint32_t page_offset) {
-  out_->load(kTemp, kInstructionsLeft);
-  const std::size_t place = out_->lea_long(kTemp, kTemp);
-  scratch_.lengths.push_back({{out_, place}, 1});
-  out_->store(kInstructionsLeft, kTemp);
+  give_back(0);
   out_->constant(kAddress, page_offset);
   out_->jump(stubs_.leave_to_step);
 }
@@ -136,7 +143,7 @@ void BlockEmitter::give_back_all(std::uint32_t page_offset) {
 std::size_t BlockEmitter::take_from_budget() {
   out_->load(kTemp, kInstructionsLeft);
   const std::size_t place = out_->lea_long(kTemp, kTemp);
-  scratch_.lengths.push_back({{out_, place}, -1});
+  scratch_.lengths.push_back({.place = {out_, place}, .sign = -1});
   out_->store(kInstructionsLeft, kTemp);
   out_->extract(kTemp, kTemp, kRun);
   return out_->far_jump_if_temp_zero();
@@ -144,8 +151,8 @@ std::size_t BlockEmitter::take_from_budget() {
 
 void BlockEmitter::settle_counts() {
   const std::uint32_t count = block_->instructions;
-  for (const auto& [place, sign] : scratch_.lengths) {
-    place.out->patch(place.at, sign * static_cast<std::int32_t>(count));
+  for (const auto& [place, sign, more] : scratch_.lengths) {
+    place.out->patch(place.at, sign * static_cast<std::int32_t>(count) + more);
   }
   for (const auto& [place, index] : scratch_.sites) {
     place.out->patch(place.at, static_cast<std::uint16_t>(count - index));
@@ -255,7 +262,8 @@ void BlockEmitter::slow_call(const ColdCode& cold) {
 void BlockEmitter::emit_cold() {
   for (std::size_t i = 0; i < scratch_.cold.size(); ++i) {
     const ColdCode cold = scratch_.cold[i];
-    straight_.place_at(cold.from, out_->here());
+    Emitter& with_jump = cold.from_cold ? cold_ : straight_;
+    with_jump.place_at(cold.from, out_->here());
     switch (cold.kind) {
       case ColdCode::Kind::kSlow:
         slow_call(cold);
@@ -280,9 +288,18 @@ void BlockEmitter::emit_cold() {
       }
       case ColdCode::Kind::kLink: {
         out_->call(stubs_.link);
-        const auto displacement = straight_.here_at(cold.from - 4) - out_->here();
+        const auto displacement = with_jump.here_at(cold.from - 4) - out_->here();
         call_site(cold.page_offset, block_->instructions, 0, 0, static_cast<std::int32_t>(displacement));
         out_->number(page_);
+        break;
+      }
+      case ColdCode::Kind::kEarly: {
+        give_back(cold.next_mark);
+        align_jump(1);
+        scratch_.cold.push_back({.kind = ColdCode::Kind::kLink,
+                                 .from = out_->jump_later(),
+                                 .from_cold = true,
+                                 .page_offset = cold.page_offset});
         break;
       }
       case ColdCode::Kind::kFarJump:
@@ -294,6 +311,9 @@ void BlockEmitter::emit_cold() {
         miss_call(cold);
         break;
       case ColdCode::Kind::kLeave:
+        if (count_) {
+          give_back(cold.next_mark);
+        }
         out_->constant(kAddress, cold.page_offset);
         out_->jump(stubs_.leave_at);
         break;

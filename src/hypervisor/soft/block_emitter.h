@@ -99,14 +99,16 @@ struct ColdCode {
     kAlone,
     kLink,
     kFarJump,
+    kEarly,  // taken in the middle of a block that has paid for the rest: gives that back, and is a kLink
     kLeave,
     kMiss,
     kVectors,
     kSpecial
   } kind = Kind::kSlow;
-  std::size_t from = 0;  // the jump that leads here (what place() takes)
-  std::size_t back = 0;  // kSlow: where to try again; others: where to go on
-  bool forget = false;   // kAlone: what `slot` holds
+  std::size_t from = 0;    // the jump that leads here (what place() takes)
+  bool from_cold = false;  // and whether it is cold code itself
+  std::size_t back = 0;    // kSlow: where to try again; others: where to go on
+  bool forget = false;     // kAlone: what `slot` holds
   std::uint8_t slot = 0;
   std::uint32_t page_offset = 0;
   std::int64_t target = 0;        // kFarJump: relative to the page
@@ -123,13 +125,18 @@ struct BlockScratch {
   std::vector<ColdCode> cold{};
   std::vector<std::pair<const std::uint8_t*, Insn>> specials{};  // by the address behind their call sites
   std::vector<std::size_t> starts{};                             // code offset of each guest instruction
-  // Where the code wants the block's length, which is known at its end: places of 32-bit displacements and
-  // their sign, and call sites: place of `unspent`, index of the instruction.
+  // Where the code wants the block's length, which is known at its end: places of 32-bit displacements, their
+  // sign and what is added, and call sites: place of `unspent`, index of the instruction.
   struct Place {
     Emitter* out = nullptr;
     std::size_t at = 0;
   };
-  std::vector<std::pair<Place, int>> lengths{};
+  struct Length {
+    Place place;
+    std::int32_t sign = 1;
+    std::int32_t more = 0;
+  };
+  std::vector<Length> lengths{};
   std::vector<std::pair<Place, std::size_t>> sites{};
   std::vector<EmittedBlock::FaultSite> fault_sites{};  // a result: of the block last emitted, ascending
   void clear() {
@@ -209,6 +216,12 @@ class BlockEmitter final {
   [[nodiscard]] static bool is_conditional(Op op) {
     return op == Op::kJumpIf || op == Op::kLoop || op == Op::kJumpRcxZero;
   }
+  // Whether `insn`, at `offset` of the page, is a conditional jump that a counted block ends with: not where
+  // it skips what follows in the page, which compilers use for what is rare.
+  [[nodiscard]] static bool ends_counted_block(const Insn& insn, std::int64_t offset) {
+    const std::int64_t target = offset + insn.length + static_cast<std::int64_t>(insn.immediate);
+    return is_conditional(insn.op) && !(insn.op == Op::kJumpIf && target > offset && in_this_page(target));
+  }
   [[nodiscard]] bool goes_on_after_next() const;
   void swap_gs();
   void move_from_segment(const Insn& insn);
@@ -221,6 +234,7 @@ class BlockEmitter final {
                  std::int32_t next);
   void settle_counts();
   [[nodiscard]] std::size_t take_from_budget();
+  void give_back(std::size_t but);
   void give_back_all(std::uint32_t page_offset);
   void align_jump(unsigned bytes_before_displacement);
   void emit_cold();

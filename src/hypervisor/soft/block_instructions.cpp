@@ -285,8 +285,7 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
         return Flow::kEnd;
       }
       // The look for an interrupt comes after the next instruction, which must go on in this block for that.
-      // (With a count there is no way out in the middle of a block.)
-      if (count_ || !goes_on_after_next()) {
+      if (!goes_on_after_next()) {
         special(insn);
         return Flow::kEnd;
       }
@@ -443,11 +442,19 @@ BlockEmitter::Flow BlockEmitter::control(const Insn& insn) {
       jump_to(branch_target(insn));
       return Flow::kEnd;
     default:
-      conditional(insn);
-      if (count_) {
-        go_on_at(next_offset(insn), mode_.bank);  // every way out of a block is behind its last instruction
+      if (!count_) {
+        conditional(insn);
+        return Flow::kContinue;
+      }
+      if (ends_counted_block(insn, offset_)) {
+        conditional(insn);
+        go_on_at(next_offset(insn), mode_.bank);
         return Flow::kEnd;
       }
+      scratch_.cold.push_back({.kind = ColdCode::Kind::kEarly,
+                               .from = out_->jump_if_later(insn.opcode & 0xfU),
+                               .page_offset = static_cast<std::uint32_t>(branch_target(insn)),
+                               .next_mark = block_->instructions});
       return Flow::kContinue;
   }
 }
