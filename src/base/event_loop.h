@@ -18,7 +18,8 @@ class EventLoop;
 // What keeps a descriptor watched. Destroying it, or calling stop(), ends the watch.
 //
 // Lifetime rule: with a guard mutex, stop() called with that mutex held guarantees that the callback is not
-// running and will not run again. Without a guard, stop() gives that guarantee on the loop's own thread only.
+// running and will not run again. Without a guard, stop() gives that guarantee on the loop's own thread only,
+// or while that stands still.
 class Watch final {
  public:
   Watch() = default;

@@ -134,6 +134,21 @@ TEST(RamBlock, PrivateFileKeepsTheFileAsItWas) {
   EXPECT_EQ(in.get(), 'x');
 }
 
+TEST(RamBlock, AFileThatWasMadeGoesAgainOnlyWhileItIsThatOne) {
+  const TempDir dir;
+  const std::string path = dir.path() + "/ram";
+  const RamOptions options{.size = 8192, .source = RamSource::kFile, .path = path, .share = true};
+  ASSERT_TRUE(RamBlock::create(options).has_value());  // and destroyed
+  EXPECT_FALSE(std::filesystem::exists(path));
+  {
+    const auto block = RamBlock::create(options);
+    ASSERT_TRUE(block.has_value());
+    std::filesystem::rename(path, path + ".old");
+    std::ofstream(path) << "another machine's";
+  }
+  EXPECT_TRUE(std::filesystem::exists(path));
+}
+
 TEST(RamBlock, DirectoryAsPathLeavesNothingBehind) {
   const TempDir dir;
   const auto block =

@@ -217,7 +217,7 @@ class BlockEmitter final {
     return op == Op::kJumpIf || op == Op::kLoop || op == Op::kJumpRcxZero;
   }
   // Whether `insn`, at `offset` of the page, is a conditional jump that a counted block ends with: not where
-  // it skips what follows in the page, which compilers use for what is rare.
+  // it leads forward in the page, where compilers put what is rare.
   [[nodiscard]] static bool ends_counted_block(const Insn& insn, std::int64_t offset) {
     const std::int64_t target = offset + insn.length + static_cast<std::int64_t>(insn.immediate);
     return is_conditional(insn.op) && !(insn.op == Op::kJumpIf && target > offset && in_this_page(target));

@@ -3,10 +3,12 @@
 #include <sched.h>
 #include <x86intrin.h>
 
+#include <algorithm>
+
 namespace wisp::soft {
 namespace {
 
-// Spins before the thread gives its processor away: the other one may wait for it.
+// Turns before the thread gives its processor away: the other one may wait for it.
 constexpr std::uint32_t kSpins = 200;
 
 }  // namespace
@@ -29,11 +31,30 @@ void Requests::enter(Party& party) {
   }
 }
 
+void Requests::wait_a_turn(Party* own, std::uint32_t& turns) {
+  if (own != nullptr) {
+    serve(*own, kFlushInline | kRevokeWrites);
+  }
+  if (++turns > kSpins) {
+    ::sched_yield();
+  } else {
+    _mm_pause();
+  }
+}
+
+void Requests::wait_a_turn(const Cpu* self, std::uint32_t& turns) const {
+  wait_a_turn(party_of(self), turns);
+}
+
+Requests::Party* Requests::party_of(const Cpu* cpu) const {
+  const auto found = std::ranges::find(parties_, cpu, [](const Party* party) { return party->cpu; });
+  return found != parties_.end() ? *found : nullptr;
+}
+
 void Requests::shoot_down(std::uint32_t bits, const Cpu* self) const {
-  Party* own = nullptr;
+  Party* const own = party_of(self);
   for (Party* party : parties_) {
-    if (party->cpu == self) {
-      own = party;
+    if (party == own) {
       continue;
     }
     party->cpu->requests.fetch_or(bits, std::memory_order_seq_cst);
@@ -43,17 +64,10 @@ void Requests::shoot_down(std::uint32_t bits, const Cpu* self) const {
     if (party == own) {
       continue;
     }
-    std::uint32_t spins = 0;
+    std::uint32_t turns = 0;
     while (party->in_guest.load(std::memory_order_seq_cst) &&
            (party->cpu->requests.load(std::memory_order_acquire) & bits) != 0) {
-      if (own != nullptr) {
-        serve(*own, kFlushInline | kRevokeWrites);
-      }
-      if (++spins > kSpins) {
-        ::sched_yield();
-      } else {
-        _mm_pause();
-      }
+      wait_a_turn(own, turns);
     }
   }
 }

@@ -19,7 +19,8 @@ enum Request : std::uint32_t {
   // All that was cached of memory. Served between instructions only: an instruction that began before may
   // still use host addresses that it looked up.
   kFlushMemory = 1U << 0,
-  // The in-line TLB and the jump entries. Also served by a processor that is itself in shoot_down().
+  // The in-line TLB and the jump entries. Also served by a processor that is itself in shoot_down(), or in
+  // wait_a_turn().
   kFlushInline = 1U << 1,
   // Write access in line; served like kFlushInline.
   kRevokeWrites = 1U << 2,
@@ -48,8 +49,14 @@ class Requests final {
   // of guest code. By any thread; by a processor's own thread in the middle of an instruction only with
   // kFlushInline or kRevokeWrites, and without a lock that another processor may wait for inside guest code.
   void shoot_down(std::uint32_t bits, const Cpu* self) const;
+  // By the thread of `self`, time and again while it waits for another one that may be in shoot_down():
+  // serves kFlushInline and kRevokeWrites, and gives the host's processor away before long. `turns` is 0 at
+  // first.
+  void wait_a_turn(const Cpu* self, std::uint32_t& turns) const;
 
  private:
+  [[nodiscard]] Party* party_of(const Cpu* cpu) const;
+  static void wait_a_turn(Party* own, std::uint32_t& turns);
   static void serve(Party& party, std::uint32_t which);
   std::vector<Party*> parties_;
 };

@@ -50,18 +50,30 @@ void SharedCode::watch_code(const PhysicalPage& page, std::uint64_t gpa, std::ui
                             Mmu& mmu) {
   const std::uint64_t lines = lines_of(gpa, size);
   PageInfo& info = *page.info;
-  const std::uint64_t before = info.code_lines.load(std::memory_order_seq_cst);
-  if ((before & lines) == lines && info.revoking.load(std::memory_order_seq_cst) == 0) {
-    return;
+  std::uint32_t turns = 0;
+  for (;;) {
+    std::uint64_t before = info.code_lines.load(std::memory_order_seq_cst);
+    if (before == 0) {
+      // Nobody may write to the page in line any more.
+      info.revoking.fetch_add(1, std::memory_order_seq_cst);
+      if (info.code_lines.fetch_or(lines, std::memory_order_seq_cst) == 0) {
+        mmu.revoke_write(page.host);
+        hooks_.revoke_writes(&cpu);
+      }
+      info.revoking.fetch_sub(1, std::memory_order_seq_cst);
+      continue;  // its code may have been forgotten meanwhile
+    }
+    if ((before & lines) != lines &&
+        !info.code_lines.compare_exchange_weak(before, before | lines, std::memory_order_seq_cst)) {
+      continue;
+    }
+    if (info.revoking.load(std::memory_order_seq_cst) == 0) {
+      return;
+    }
+    // Who comes second waits for the first: were each to ask the others, two of them in one page could go on
+    // asking for ever, an instruction at a time.
+    hooks_.wait_a_turn(&cpu, turns);
   }
-  // Nobody may write to the page in line any more; who comes second must know that, too, before it reads.
-  info.revoking.fetch_add(1, std::memory_order_seq_cst);
-  if (info.code_lines.fetch_or(lines, std::memory_order_seq_cst) == 0 ||
-      info.revoking.load(std::memory_order_seq_cst) > 1) {
-    mmu.revoke_write(page.host);
-    hooks_.revoke_writes(&cpu);
-  }
-  info.revoking.fetch_sub(1, std::memory_order_seq_cst);
 }
 
 void SharedCode::forget_code(PageInfo& info, std::uint64_t gpa) {

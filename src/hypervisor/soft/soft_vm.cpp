@@ -113,11 +113,14 @@ Result<void> SoftVm::set_up(const SoftOptions& soft) {
   memory_.set_change_hook([this] { requests_.shoot_down(kFlushMemory, nullptr); });
   ExecutionOptions execution = soft.execution;
   execution.native_tsc = host_clock_ && host_clock_->native_tsc();
-  WISP_ASSIGN(code_, make_shared_code(
-                         memory_,
-                         {.flush_inline = [this](Cpu* self) { requests_.shoot_down(kFlushInline, self); },
-                          .revoke_writes = [this](Cpu* self) { requests_.shoot_down(kRevokeWrites, self); }},
-                         execution));
+  WISP_ASSIGN(
+      code_,
+      make_shared_code(
+          memory_,
+          {.flush_inline = [this](Cpu* self) { requests_.shoot_down(kFlushInline, self); },
+           .revoke_writes = [this](Cpu* self) { requests_.shoot_down(kRevokeWrites, self); },
+           .wait_a_turn = [this](Cpu* self, std::uint32_t& turns) { requests_.wait_a_turn(self, turns); }},
+          execution));
   if (!execution.state_log.empty()) {
     WISP_ASSIGN(state_log_,
                 StateLog::create(execution.state_log, execution.state_log_every, execution.state_log_from));
