@@ -19,6 +19,7 @@
 
 #include "chardev/terminal.h"
 #include "sandbox/seccomp.h"
+#include "support/sanitized.h"
 
 namespace wisp {
 namespace {
@@ -181,6 +182,7 @@ int die_on_terminal(int slave, ThreadKind kind, int signal) {
 }
 
 TEST_F(ProcessTest, ADeadlySignalPutsTheTerminalBack) {
+  WISP_SKIP_IF_SANITIZED();
   for (const ThreadKind kind :
        {ThreadKind::kMain, ThreadKind::kVcpu, ThreadKind::kIo, ThreadKind::kWorker, ThreadKind::kEngine}) {
     for (const int signal : {SIGSEGV, SIGABRT}) {

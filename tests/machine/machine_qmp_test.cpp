@@ -13,6 +13,7 @@
 #include "control/qmp_server.h"
 #include "machine/device_table.h"
 #include "machine/machine_kit.h"
+#include "support/sanitized.h"
 
 namespace wisp {
 namespace {
@@ -221,6 +222,7 @@ TEST_F(MachineQmpTest, DrivesShowTheirLimitsAndCounters) {
 }
 
 TEST_F(MachineQmpTest, NoProgramIsStartedUnderTheFilter) {
+  WISP_SKIP_IF_SANITIZED();
   seccomp_ = true;
   ASSERT_NO_FATAL_FAILURE(create_and_start());
   ASSERT_NO_FATAL_FAILURE(connect());
@@ -235,6 +237,7 @@ TEST_F(MachineQmpTest, NoProgramIsStartedUnderTheFilter) {
 
 // Every thread that a machine starts has a filter of its own before it does anything.
 TEST_F(MachineQmpTest, NoThreadIsWithoutAFilter) {
+  WISP_SKIP_IF_SANITIZED();
   seccomp_ = true;
   config_.iothreads = {"one"};
   config_.drives = {drive("disk")};
@@ -270,6 +273,7 @@ TEST_F(MachineQmpTest, NoInternetSocketIsOpenedUnderTheFilter) {
        {{"addr", {{"type", "inet"}, {"data", {{"host", "127.0.0.1"}, {"port", "9"}}}}}, {"server", false}}}};
   const Json local{{"type", "socket"},
                    {"data", {{"addr", {{"type", "unix"}, {"data", {{"path", dir_.file("chr.sock")}}}}}}}};
+  WISP_SKIP_IF_SANITIZED();
   seccomp_ = true;
   ASSERT_NO_FATAL_FAILURE(create_and_start());
   ASSERT_NO_FATAL_FAILURE(connect());

@@ -8,6 +8,7 @@
 #include <random>
 #include <string>
 
+#include "support/sanitized.h"
 #include "virtio/hostile_devices.h"
 #include "virtio/support/mmio_harness.h"
 
@@ -27,11 +28,7 @@ using test::MmioHarness;
 constexpr std::uint32_t kStarted =
     kVirtioStatusAcknowledge | kVirtioStatusDriver | kVirtioStatusFeaturesOk | kVirtioStatusDriverOk;
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr double kSlow = 20;
-#else
-constexpr double kSlow = 1;
-#endif
+constexpr double kSlow = test::kSanitized ? 20 : 1;
 
 // CPU time of this process since construction, in seconds.
 class CpuTime final {

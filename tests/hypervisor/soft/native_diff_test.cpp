@@ -17,23 +17,14 @@
 #include "hypervisor/soft/guest_runner.h"
 #include "hypervisor/soft/host_features.h"
 #include "hypervisor/soft/native_runner.h"
+#include "support/sanitized.h"
 
 namespace wisp::soft {
 namespace {
 
 // A sanitizer's shadow memory lies where the guest has none, so the host's side proves nothing then; the
 // software CPU's side still runs under the sanitizer's eyes.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kSanitized = true;
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-constexpr bool kSanitized = true;
-#else
-constexpr bool kSanitized = false;
-#endif
-#else
-constexpr bool kSanitized = false;
-#endif
+using test::kSanitized;
 
 std::uint64_t setting(const char* name, std::uint64_t fallback) {
   const char* text = std::getenv(name);
