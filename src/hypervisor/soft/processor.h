@@ -21,7 +21,7 @@ struct SharedCodeHooks {
   std::function<void(Cpu* self)> revoke_writes;  // drop its in-line write access
   // One turn of a wait for another processor that may be in one of these: does what that asks of `self`.
   // `turns` is 0 at first.
-  std::function<void(Cpu* self, std::uint32_t& turns)> wait_a_turn = {};
+  std::function<void(Cpu* self, std::uint32_t& turns)> wait_a_turn;
 };
 [[nodiscard]] Result<std::shared_ptr<SharedCode>> make_shared_code(PhysicalMemory& memory,
                                                                    SharedCodeHooks hooks,

@@ -23,6 +23,9 @@ Result<void> SharedCode::set_up() {
 
 namespace {
 
+// How often the others are asked about one page before the processor goes on with its instruction.
+constexpr int kMostRounds = 2;
+
 // A bit for each 64-byte line of the page that [gpa, gpa + size) touches.
 std::uint64_t lines_of(std::uint64_t gpa, std::uint32_t size) {
   const std::uint64_t first = (gpa & kPageOffset) / 64;
@@ -34,7 +37,7 @@ std::uint64_t lines_of(std::uint64_t gpa, std::uint32_t size) {
 
 bool SharedCode::watch_more(const PhysicalPage& page, std::uint64_t gpa, std::uint32_t size) {
   const std::uint64_t lines = lines_of(gpa, size);
-  std::uint64_t before = page.info->code_lines.load(std::memory_order_relaxed);
+  std::uint64_t before = page.info->code_lines.load(std::memory_order_seq_cst);
   do {
     if (before == 0 || page.info->revoking.load(std::memory_order_seq_cst) != 0) {
       return false;
@@ -51,9 +54,14 @@ void SharedCode::watch_code(const PhysicalPage& page, std::uint64_t gpa, std::ui
   const std::uint64_t lines = lines_of(gpa, size);
   PageInfo& info = *page.info;
   std::uint32_t turns = 0;
+  int rounds = 0;
   for (;;) {
     std::uint64_t before = info.code_lines.load(std::memory_order_seq_cst);
     if (before == 0) {
+      // Somebody writes to it all the time. Whoever asked knows by the version that nothing is to be kept.
+      if (++rounds > kMostRounds) {
+        return;
+      }
       // Nobody may write to the page in line any more.
       info.revoking.fetch_add(1, std::memory_order_seq_cst);
       if (info.code_lines.fetch_or(lines, std::memory_order_seq_cst) == 0) {

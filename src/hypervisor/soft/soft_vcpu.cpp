@@ -360,12 +360,15 @@ Exit SoftVcpu::run() {
       }
       take_init_and_startup();
       if (run_state_ == CpuRunState::kRunnable && !shut_down_) {
+        // Both use guest memory by what the processor knows of it: whoever changes that waits for them.
+        Requests::enter(party_);
         if (clock_unpublished_) {
           publish_clock(true);
         }
         if (deliver_due() == Due::kShutdown) {
           shut_down_ = true;
         }
+        Requests::leave(party_);
       }
       if (shut_down_) {
         return ShutdownExit{};

@@ -52,7 +52,10 @@ GuestRunner::GuestRunner(const ExecutionOptions& options)
   ram_ = static_cast<std::uint8_t*>(memory);
   EXPECT_TRUE(space_.add_listener(&memory_));
   EXPECT_TRUE(space_.add(MemoryRegion::ram("ram", ram_, kRamSize), 0));
-  auto code = make_shared_code(memory_, {.flush_inline = [](Cpu*) {}, .revoke_writes = [](Cpu*) {}}, options);
+  auto code = make_shared_code(
+      memory_,
+      {.flush_inline = [](Cpu*) {}, .revoke_writes = [](Cpu*) {}, .wait_a_turn = [](Cpu*, std::uint32_t&) {}},
+      options);
   EXPECT_TRUE(code);
   code_ = *code;
   auto processor = Processor::create(memory_, *mmio_, *environment_, code_);

@@ -38,8 +38,11 @@ class Payload : public testing::TestWithParam<ExecutionOptions> {
     ram_ = static_cast<std::uint8_t*>(memory);
     ASSERT_TRUE(space_.add_listener(&memory_));
     ASSERT_TRUE(space_.add(MemoryRegion::ram("ram", ram_, kRamSize), 0));
-    auto code =
-        make_shared_code(memory_, {.flush_inline = [](Cpu*) {}, .revoke_writes = [](Cpu*) {}}, GetParam());
+    auto code = make_shared_code(memory_,
+                                 {.flush_inline = [](Cpu*) {},
+                                  .revoke_writes = [](Cpu*) {},
+                                  .wait_a_turn = [](Cpu*, std::uint32_t&) {}},
+                                 GetParam());
     ASSERT_TRUE(code);
     auto processor = Processor::create(memory_, mmio_, environment_, *code);
     ASSERT_TRUE(processor);

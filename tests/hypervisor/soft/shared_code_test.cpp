@@ -104,5 +104,18 @@ TEST_F(SharedCodeTest, WhatIsForgottenMeanwhileIsAskedForAgain) {
   EXPECT_EQ(info().code_lines, 1U);
 }
 
+// But not for ever: a processor that is in the middle of an instruction could not be stopped.
+TEST_F(SharedCodeTest, WhatIsForgottenTimeAndAgainIsGivenUp) {
+  int asked = 0;
+  on_revoke_ = [&](Cpu*) {
+    ++asked;
+    code_->forget_code(info(), kGpa);
+  };
+  watch(0, 0);
+  EXPECT_LE(asked, 3);
+  EXPECT_EQ(info().code_lines, 0U);
+  EXPECT_EQ(info().revoking, 0U);
+}
+
 }  // namespace
 }  // namespace wisp::soft
